@@ -1,0 +1,52 @@
+"""Fused operators for image-to-image training. `kernels.backend_report()` says what runs on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+
+from kernels.backends import BackendUnavailable, backend_report
+from kernels.fuse import FuseReport, fuse
+from kernels.norm import (
+    AdaptiveInstanceNorm2d,
+    InstanceNorm2d,
+    MunitLayerNorm,
+    adain,
+    adaptive_instance_norm,
+    instance_norm,
+    munit_layer_norm,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveInstanceNorm2d",
+    "BackendUnavailable",
+    "FuseReport",
+    "InstanceNorm2d",
+    "MunitLayerNorm",
+    "adain",
+    "adaptive_instance_norm",
+    "backend_report",
+    "fuse",
+    "instance_norm",
+    "munit_layer_norm",
+]
+
+
+def _warn_of_namesake() -> None:
+    """Another distribution on PyPI is called `kernels` and installs a package of this name."""
+    try:
+        other = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    warnings.warn(
+        f"the distribution `kernels` {other} from PyPI is installed as well. Both provide `import kernels`, and "
+        f"only one can be had in an environment: this process got {__file__}. Run `pip uninstall kernels`, or give each "
+        "its own environment.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+_warn_of_namesake()

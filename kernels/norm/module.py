@@ -1,0 +1,218 @@
+"""Modules over the norm operators. `InstanceNorm2d` is torch's own with more behind it: same keys, same statistics."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from kernels import backends
+from kernels._checks import check_activation, check_norm_input, check_padding
+from kernels.norm import reference
+from kernels.norm.op import _spec, adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
+from kernels.norm.spec import ACTIVATIONS, DTYPES, INSTANCE, OFFERED, Spec
+
+Tensor = torch.Tensor
+
+
+class _Epilogue:
+    """What every module of this room can put after the normalisation; mixed into nn.Module subclasses."""
+
+    activation: str
+    negative_slope: float
+    padding: int
+    impl: str
+
+    def _set_epilogue(self, activation: str, negative_slope: float, padding: int, impl: str) -> None:
+        check_activation(activation, negative_slope, ACTIVATIONS)
+        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+            raise ValueError(f"padding: got {padding!r}, want an int >= 0")
+        if impl not in backends.IMPLS:
+            raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, backends.IMPLS))}")
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.padding = padding
+        self.impl = impl
+
+    def _options(self) -> dict:
+        return dict(
+            activation=self.activation, negative_slope=self.negative_slope, padding=self.padding, impl=self.impl
+        )
+
+    def _epilogue_repr(self) -> str:
+        text = ""
+        if self.activation != "none":
+            text += f", activation={self.activation}"
+        if self.activation == "leaky_relu":
+            text += f", negative_slope={self.negative_slope}"
+        if self.padding:
+            text += f", padding={self.padding}"
+        return text if self.impl == "auto" else f"{text}, impl={self.impl}"
+
+
+class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
+    """torch.nn.InstanceNorm2d, followed in the same pass by activation, residual and reflection padding.
+
+    State dict, defaults and running statistics are torch's own. With `track_running_stats=True`, training normalises
+    by the statistics of each plane and updates the buffers; eval mode normalises by the buffers. Input (N, C, H, W)
+    or (C, H, W).
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as in torch.nn.InstanceNorm2d.
+        activation, negative_slope, padding, impl: as in `kernels.instance_norm`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
+        negative_slope: float = 0.2,
+        padding: int = 0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self._set_epilogue(activation, negative_slope, padding, impl)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x, residual: (N, C, H, W) or (C, H, W); returns the same, larger by the padding."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: got {type(x).__name__}, want a tensor of shape (N, C, H, W)")
+        self._check_input_dim(x)
+        if x.dim() == 3:
+            return self.forward(x[None], None if residual is None else residual[None])[0]
+        self._check_channels(x)
+        if not self.track_running_stats or self.running_mean is None:
+            return instance_norm(x, self.weight, self.bias, eps=self.eps, residual=residual, **self._options())
+        if not self.training:
+            check_padding(self.padding, x)
+            spec = self._spec(x, residual)
+            return reference.normalise_with(
+                x, self.running_mean, self.running_var, self.weight, self.bias, residual, spec
+            )
+        check_norm_input("instance_norm", x, per_plane=True)
+        impl = backends.choose(self.impl, x, OFFERED, DTYPES)
+        y, stats = norm_with_stats(x, self.weight, self.bias, residual, self._spec(x, residual), impl)
+        self._update_running_stats(x, stats)
+        return y
+
+    def _check_channels(self, x: Tensor) -> None:
+        if x.shape[1] == self.num_features:
+            return
+        text = f"x: got {x.shape[1]} channels in shape {tuple(x.shape)}, want {self.num_features}"
+        if self.affine or self.track_running_stats:
+            raise ValueError(text)
+        warnings.warn(f"{text}; without parameters it makes no difference", stacklevel=3)  # torch lets this pass too
+
+    def _spec(self, x: Tensor, residual: Tensor | None) -> Spec:
+        return _spec(INSTANCE, x, self.eps, 0.0, self.activation, self.negative_slope, residual, self.padding)
+
+    @torch.no_grad()
+    def _update_running_stats(self, x: Tensor, stats: Tensor | None) -> None:
+        """As torch: the batch's mean of the planes' means and of their unbiased variances, weighted by momentum."""
+        if x.shape[0] == 0:
+            return
+        n = x.shape[2] * x.shape[3]
+        if stats is None:
+            d, mean = reference.centred(reference.wide(x), (2, 3))
+            mean, var = mean.mean((0, 2, 3)), d.square().mean((2, 3)).mean(0)
+        else:
+            mean, var = (stats[0] + stats[1]).mean(0), stats[2].mean(0)
+        for running, new in ((self.running_mean, mean), (self.running_var, var * (n / (n - 1)))):
+            running.lerp_(new.to(running.dtype), self.momentum or 0.0)  # torch, too, reads None as 0
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + self._epilogue_repr()
+
+
+class AdaptiveInstanceNorm2d(_Epilogue, nn.Module):
+    """`kernels.adaptive_instance_norm` as a module without parameters: scale and shift are arguments of forward.
+
+    Args:
+        num_features: C.
+        eps, unit_offset, activation, negative_slope, padding, impl: as in `kernels.adaptive_instance_norm`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        unit_offset: bool = False,
+        activation: str = "none",
+        negative_slope: float = 0.2,
+        padding: int = 0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.unit_offset = unit_offset
+        self._set_epilogue(activation, negative_slope, padding, impl)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x, residual: (N, C, H, W); scale, shift: (N, C)."""
+        return adaptive_instance_norm(
+            x, scale, shift, eps=self.eps, unit_offset=self.unit_offset, residual=residual, **self._options()
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, unit_offset={self.unit_offset}" + self._epilogue_repr()
+
+
+class MunitLayerNorm(_Epilogue, nn.Module):
+    """MUNIT's layer norm: keys `gamma`, drawn from U[0, 1), and `beta`, zero, both (C,); see
+    `kernels.munit_layer_norm`.
+
+    Args:
+        num_features: C.
+        eps: added to the unbiased standard deviation.
+        affine: whether gamma and beta exist.
+        activation, negative_slope, padding, impl: as in `kernels.munit_layer_norm`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
+        negative_slope: float = 0.2,
+        padding: int = 0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.affine = affine
+        if affine:
+            self.gamma = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+            self.beta = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+            self.reset_parameters()
+        else:
+            self.register_parameter("gamma", None)
+            self.register_parameter("beta", None)
+        self._set_epilogue(activation, negative_slope, padding, impl)
+
+    def reset_parameters(self) -> None:
+        """gamma from U[0, 1), beta 0, as MUNIT starts them."""
+        if self.affine:
+            nn.init.uniform_(self.gamma)
+            nn.init.zeros_(self.beta)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x, residual: (N, C, H, W)."""
+        return munit_layer_norm(x, self.gamma, self.beta, eps=self.eps, residual=residual, **self._options())
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}" + self._epilogue_repr()

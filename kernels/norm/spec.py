@@ -1,0 +1,61 @@
+"""What the walls of this room share: the operator's static options and the memory layout of its tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
+
+# Which elements share statistics, and what they are divided by (munit_layer_norm has its own rule).
+INSTANCE = 0  # a plane (n, c); sqrt(biased variance + eps)
+INSTANCE_UNBIASED = 1  # a plane (n, c); sqrt(unbiased variance + eps)
+LAYER_STD = 2  # a sample n; unbiased standard deviation + eps
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fused implementations; float64 takes the reference
+OFFERED = ("reference", "cpu", "triton")
+
+
+class Spec(NamedTuple):
+    """Static options of one call: y = act((offset + scale) * x_hat + shift) + residual, reflection-padded."""
+
+    form: int
+    eps: float
+    offset: float
+    activation: int  # index into ACTIVATIONS
+    slope: float
+    padding: int
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether x of shape (N, C, *spatial) lies in memory as (N, *spatial, C), possibly with gaps. False where both
+    orders are the same."""
+    if x.is_contiguous():
+        return False
+    return x.stride(1) == 1 and x.shape[1] > 1
+
+
+def dense(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """x itself or a copy of it in the wanted order."""
+    if not channels_last:
+        return x.contiguous()
+    if x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if x.dim() == 5:
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def new_output(x: torch.Tensor, padding: int, channels_last: bool) -> torch.Tensor:
+    """Room for y: dtype, device and memory order of x, each side longer by `padding`."""
+    if not padding:
+        return torch.empty_like(x)
+    n, c, h, w = x.shape
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((n, c, h + 2 * padding, w + 2 * padding), dtype=x.dtype, device=x.device, memory_format=form)
+
+
+def new_stats(x: torch.Tensor) -> torch.Tensor:
+    """Room for the statistics, float32 (4, N, C): mean, what float32 lost of it, biased variance, 1 / denominator."""
+    return torch.empty((4, x.shape[0], x.shape[1]), dtype=torch.float32, device=x.device)
