@@ -7,6 +7,7 @@ import warnings
 
 from kernels.backends import BackendUnavailable, backend_report
 from kernels.fuse import FuseReport, fuse
+from kernels.memory import keep_freed_memory
 from kernels.norm import (
     AdaptiveInstanceNorm2d,
     InstanceNorm2d,
@@ -30,6 +31,7 @@ __all__ = [
     "backend_report",
     "fuse",
     "instance_norm",
+    "keep_freed_memory",
     "munit_layer_norm",
 ]
 
@@ -42,8 +44,8 @@ def _warn_of_namesake() -> None:
         return
     warnings.warn(
         f"the distribution `kernels` {other} from PyPI is installed as well. Both provide `import kernels`, and "
-        f"only one can be had in an environment: this process got {__file__}. Run `pip uninstall kernels`, or give each "
-        "its own environment.",
+        f"only one can be had in an environment: this process got {__file__}. Run `pip uninstall kernels`, or give "
+        "each its own environment.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -44,18 +44,14 @@ static inline vf activation_gradient(vf g, vf z, vf slope) {
 template <class T>
 static void line_moments(const T* x, int64_t n, double* mean, double* m2) {
   // One pass, shifted by the mean of the first elements. The shift is a mean of n/16 of the data, so the shifted sum of
-  // squares is at most 17 times the true one however the data are arranged: no cancellation to speak of.
-  int64_t head = n < 1024 ? n : 1024;
-  vd head_sum = {};
+  // squares is at most 17 times the true one however the data are arranged: no cancellation to speak of. (It need not be
+  // an exact mean: any rounding of it is accounted for by the sum of differences.)
+  int64_t head = n / 16 > 64 ? n / 16 : (n < 64 ? n : 64);
+  vf h0 = {}, h1 = {};
   int64_t i = 0;
-  for (; i + W <= head; i += W) add_to(head_sum, load(x + i));
-  double first = sum(head_sum);
-  if (i < head) {
-    vd rest = {};
-    add_to(rest, load_first(x + i, (int)(head - i)));
-    first += sum(rest);
-  }
-  const float shift = (float)(first / (double)head);
+  for (; i + 2 * W <= head; i += 2 * W) h0 += load(x + i), h1 += load(x + i + W);
+  for (; i < head; i += W) h0 += load_first(x + i, head - i < W ? (int)(head - i) : W);
+  const float shift = sum(h0 + h1) / (float)head;
   const vf vs = splat(shift);
   vd s1 = {}, s2 = {};
   i = 0;
@@ -172,37 +168,36 @@ static inline void visit(int64_t rows, int64_t c, F&& f) {
   }
 }
 
-// sums over rows of x: first[channel], for the shift
-template <class T>
-struct SpanHead {
-  const T* x;
-  int64_t c;
-  double* first;
-  template <int NV>
-  void tile(int64_t k, int64_t r0, int64_t r1) {
-    vd s[NV] = {};
-    for (int64_t r = r0; r < r1; ++r)
-      for (int j = 0; j < NV; ++j) add_to(s[j], load(x + r * c + k + j * W));
-    for (int j = 0; j < NV; ++j)
-      for (int i = 0; i < W; ++i) first[k + j * W + i] += s[j][i];
-  }
-  void rest(int64_t k, int m, int64_t r0, int64_t r1) {
-    vd s = {};
-    for (int64_t r = r0; r < r1; ++r) add_to(s, load_first(x + r * c + k, m));
-    for (int i = 0; i < m; ++i) first[k + i] += s[i];
-  }
-};
-
-static inline void add_lanes(double* out, vd v, int n) {
-  for (int i = 0; i < n; ++i) out[i] += v[i];
+static inline void add_lanes(double* out, const vd& v, int n) {
+  for (int i = 0; i < n; ++i) out[i] += lane(v, i);
 }
-template <int N = W>
 static inline void add_vector(double* out, vf v) {
   vd t;
   memcpy(&t, out, sizeof t);
   add_to(t, v);
   memcpy(out, &t, sizeof t);
 }
+
+template <class T>
+struct SpanHead {  // first[channel] += sum over a few rows of x, from which the shift is made
+  const T* x;
+  int64_t c;
+  double* first;
+  template <int NV>
+  void tile(int64_t k, int64_t r0, int64_t r1) {
+    vf s[NV] = {};
+    for (int64_t r = r0; r < r1; ++r)
+      for (int j = 0; j < NV; ++j) s[j] += load(x + r * c + k + j * W);
+    for (int j = 0; j < NV; ++j) add_vector(first + k + j * W, s[j]);
+  }
+  void rest(int64_t k, int m, int64_t r0, int64_t r1) {
+    vf s = {};
+    for (int64_t r = r0; r < r1; ++r) s += load_first(x + r * c + k, m);
+    vd t = {};
+    add_to(t, s);
+    add_lanes(first + k, t, m);
+  }
+};
 
 template <class T>
 struct SpanMoments {  // s1[channel] += sum (x - shift), s2[channel] += sum (x - shift)^2

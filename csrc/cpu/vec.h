@@ -32,7 +32,11 @@ typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef uint32_t vu __attribute__((vector_size(W * 4)));
 typedef uint16_t vh __attribute__((vector_size(W * 2)));
-typedef double vd __attribute__((vector_size(W * 8)));
+typedef float vf_half __attribute__((vector_size(W * 2)));
+typedef double vd_half __attribute__((vector_size(W * 4)));
+struct vd {  // two registers: as one vector of twice the register's size GCC 12 would convert it piecemeal
+  vd_half low, high;
+};
 
 struct bf16 {
   uint16_t bits;
@@ -50,11 +54,31 @@ static inline vf load(const float* p) {
 }
 static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 
-static inline vf load(const bf16* p) {
+// Widening and narrowing of 16-bit lanes: __builtin_convertvector takes four instructions for what is one (GCC 12).
+static inline vu load_u16(const void* p) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+  return (vu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
   vh h;
   memcpy(&h, p, sizeof h);
-  return (vf)(__builtin_convertvector(h, vu) << 16);
+  return __builtin_convertvector(h, vu);
+#endif
 }
+static inline void store_u16(void* p, vu v) {  // lanes below 2^16
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)v));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)v, (__m256i)v);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  vh h = __builtin_convertvector(v, vh);
+  memcpy(p, &h, sizeof h);
+#endif
+}
+
+static inline vf load(const bf16* p) { return (vf)(load_u16(p) << 16); }
 
 static inline void store(bf16* p, vf v) {
 #if defined(__AVX512BF16__)
@@ -64,9 +88,7 @@ static inline void store(bf16* p, vf v) {
   // round to nearest, ties to even; a NaN stays one (its payload must not be rounded up into infinity)
   vu u = (vu)v;
   vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  vu out = (v != v) ? ((u >> 16) | 0x40u) : rounded;
-  vh h = __builtin_convertvector(out, vh);
-  memcpy(p, &h, sizeof h);
+  store_u16(p, (v != v) ? ((u >> 16) | 0x40u) : rounded);
 #endif
 }
 
@@ -149,9 +171,21 @@ static inline vf first_lanes(vf v, int n) {  // zero from lane n on
   return (lane < n) ? v : vf{};
 }
 
-static inline void add_to(vd& total, vf v) { total += __builtin_convertvector(v, vd); }
-static inline double sum(vd v) {
+static inline void add_to(vd& total, vf v) {
+  vf_half half[2];
+  memcpy(half, &v, sizeof half);
+  total.low += __builtin_convertvector(half[0], vd_half);
+  total.high += __builtin_convertvector(half[1], vd_half);
+}
+static inline double lane(const vd& v, int i) { return i < W / 2 ? v.low[i] : v.high[i - W / 2]; }
+static inline double sum(const vd& v) {
+  const vd_half pairs = v.low + v.high;
   double s = 0;
+  for (int i = 0; i < W / 2; ++i) s += pairs[i];
+  return s;
+}
+static inline float sum(vf v) {
+  float s = 0;
   for (int i = 0; i < W; ++i) s += v[i];
   return s;
 }

@@ -1,0 +1,46 @@
+"""Installs in seconds and compiles nothing: the C++ operators are built at first use, against the torch that is installed.
+
+Building them here would mean either a second torch in pip's isolated build environment (several GB) or an install that fails
+where there is no compiler.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="fused-i2i-kernels",
+    version="0.1.0",
+    description="Fused instance norm, AdaIN and contrastive operators for image-to-image training, on CPU and GPU",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["kernels", "kernels.norm", "i2i", "benchmarks"],
+    install_requires=["torch>=2.11", "numpy", "ninja", "pillow"],
+    extras_require={
+        "samples": ["scikit-image"],
+        "bench": ["matplotlib", "pytest", "pytest-benchmark"],
+        "test": [
+            "pytest",
+            "pytest-benchmark",
+            "pytest-timeout",
+            "matplotlib",
+            "scikit-image",
+            "triton; platform_system=='Linux'",
+        ],
+        "dev": ["ruff"],
+    },
+    entry_points={
+        "console_scripts": [
+            "i2i = i2i.__main__:main",
+            "kernels-report = kernels.backends:main",
+            "kernels-bench = benchmarks.__main__:main",
+        ]
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: C++",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
