@@ -1,7 +1,7 @@
-"""Installs in seconds and compiles nothing: the C++ operators are built at first use, against the torch that is installed.
+"""Installs in seconds, compiles nothing: the C++ operators are built at first use, against the torch that is installed.
 
-Building them here would mean either a second torch in pip's isolated build environment (several GB) or an install that fails
-where there is no compiler.
+Building them here would mean either a second torch in pip's isolated build environment (several GB) or an install that
+fails where there is no compiler.
 """
 
 from pathlib import Path

@@ -14,7 +14,7 @@ struct Forward : Driver {
     char* row = out + (i + A.pad) * pw * bytes;
     apply((const char*)A.x + (image * l + i * A.w) * bytes, row + A.pad * bytes, residual);
     if (!A.pad) return;
-    mirror_columns(row, unit);
+    L.mirror(row, A.w, A.pad, unit);
     int64_t rows[2];
     const int extra = mirrors(i, rows);
     for (int r = 0; r < extra; ++r) memcpy(out + rows[r] * pw * bytes, row, (size_t)(pw * bytes));
@@ -128,20 +128,25 @@ struct Backward : Driver {
     }
   }
 
-  // Calls f(x, gradient, dx, residual gradient row or null) for every unit; the gradient is a folded row with padding.
+  // Calls f(x, gradient, dx, positions) over units [u0, u1). With padding the gradient is folded into `fold` first, as many
+  // rows at a time as fit there: short rows one by one would cost more calls than arithmetic.
   template <class F>
-  void each_unit(const Cut& cut, int64_t image, int64_t u0, int64_t u1, int64_t unit, float* row, bool residual, const F& f) {
-    for (int64_t u = u0; u < u1; ++u) {
-      const int64_t l0 = cut.begin(u), at = (image * l + l0) * unit * L.size, count = cut.end(u) - l0;
+  void each_unit(const Cut& cut, int64_t image, int64_t u0, int64_t u1, int64_t unit, float* fold, bool residual, const F& f) {
+    const int64_t step = A.pad ? fold_rows(unit) : 1;
+    for (int64_t u = u0; u < u1; u += step) {
+      const int64_t last = u + step < u1 ? u + step : u1, l0 = cut.begin(u), count = cut.end(last - 1) - l0;
+      const int64_t at = (image * l + l0) * unit * L.size;
       const char* g = (const char*)A.grad + at;
       if (A.pad) {
-        fold_row((const char*)A.grad + image * ph * pw * unit * L.size, u, unit, row);
-        if (residual && A.grad_residual) L.narrow(row, count * unit, (char*)A.grad_residual + at);
-        g = (const char*)row;
+        for (int64_t i = u; i < last; ++i)
+          fold_row((const char*)A.grad + image * ph * pw * unit * L.size, i, unit, fold + (i - u) * A.w * unit);
+        if (residual && A.grad_residual) L.narrow(fold, count * unit, (char*)A.grad_residual + at);
+        g = (const char*)fold;
       }
       f((const char*)A.x + at, g, (char*)A.grad_x + at, count);
     }
   }
+  int64_t fold_rows(int64_t unit) const { return 4096 / (A.w * unit) > 1 ? 4096 / (A.w * unit) : 1; }
 
   void sum_lines(const Cut& cut, int64_t plane, int64_t u0, int64_t u1, const Group& g, float* row, double* sums) {
     float a, b;
@@ -165,7 +170,7 @@ struct Backward : Driver {
 
   int run_all() {
     const Cut cut(A, A.pad > 0, chunk());
-    const int64_t row_bytes = A.pad ? A.w * (A.channels_last ? A.c : 1) * 4 : 1;
+    const int64_t pixel = A.channels_last ? A.c : 1, row_bytes = A.pad ? fold_rows(pixel) * A.w * pixel * 4 : 1;
     const double n_group = (double)l * (A.form == kLayerStd ? A.c : 1);
     Scratch work(2 * planes * 8);
     if (!work.p) return 1;

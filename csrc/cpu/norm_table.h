@@ -24,8 +24,9 @@ struct Loops {
                               const float* a, const float* b, const float* p, const float* q, const float* r, float slope);
   void (*line_affine)(const void* x, void* dx, int64_t n, float high, float q, float r);
   void (*span_affine)(const void* x, void* dx, int64_t rows, int64_t c, const float* high, const float* q, const float* r);
-  void (*widen)(const void* x, int64_t n, float* out);        // out = x
-  void (*accumulate)(const void* x, int64_t n, float* out);   // out += x
+  // reflection: `row` is a padded row of pixels of c elements
+  void (*mirror)(void* row, int64_t w, int64_t pad, int64_t c);                               // fills both margins
+  void (*fold)(const void* row, int64_t w, int64_t pad, int64_t c, bool first, float* out);  // out = or += what it shows
   void (*narrow)(const float* x, int64_t n, void* out);
 };
 
@@ -73,19 +74,34 @@ struct Untyped {
                            const float* r) {
     visit(rows, c, SpanAffine<T>{(const T*)x, (T*)dx, c, high, q, r});
   }
-  static void widen(const void* x, int64_t n, float* out) {
-    const T* p = (const T*)x;
-    int64_t i = 0;
-    for (; i + W <= n; i += W) store(out + i, load(p + i));
-    if (i < n) store_first(out + i, load_first(p + i, (int)(n - i)), (int)(n - i));
+  static void mirror(void* row_, int64_t w, int64_t pad, int64_t c) {
+    T* row = (T*)row_;
+    T* end = row + (pad + w - 1) * c;  // last pixel of the middle
+    for (int64_t j = 1; j <= pad; ++j)
+      for (int64_t i = 0; i < c; ++i) {
+        row[(pad - j) * c + i] = row[(pad + j) * c + i];
+        end[j * c + i] = end[i - j * c];
+      }
   }
-  static void accumulate(const void* x, int64_t n, float* out) {
-    const T* p = (const T*)x;
+  static void accumulate(const T* p, int64_t n, float* out) {
     int64_t i = 0;
     for (; i + W <= n; i += W) store(out + i, load(out + i) + load(p + i));
-    if (i < n) {
-      int m = (int)(n - i);
-      store_first(out + i, load_first(out + i, m) + load_first(p + i, m), m);
+    for (; i < n; ++i) out[i] += scalar(p[i]);
+  }
+  static void fold(const void* row_, int64_t w, int64_t pad, int64_t c, bool first, float* out) {
+    const T* row = (const T*)row_;
+    const T* middle = row + pad * c;
+    const int64_t n = w * c;
+    if (first) {
+      int64_t i = 0;
+      for (; i + W <= n; i += W) store(out + i, load(middle + i));
+      for (; i < n; ++i) out[i] = scalar(middle[i]);
+    } else {
+      accumulate(middle, n, out);
+    }
+    for (int64_t j = 1; j <= pad; ++j) {
+      accumulate(middle - j * c, c, out + j * c);
+      accumulate(middle + (w - 1 + j) * c, c, out + (w - 1 - j) * c);
     }
   }
   static void narrow(const float* x, int64_t n, void* out) {
@@ -118,8 +134,8 @@ struct Untyped {
     l.span_moments = span_moments_;
     l.line_affine = line_affine_;
     l.span_affine = span_affine_;
-    l.widen = widen;
-    l.accumulate = accumulate;
+    l.mirror = mirror;
+    l.fold = fold;
     l.narrow = narrow;
     fill<kNone>(l);
     fill<kRelu>(l);

@@ -150,6 +150,21 @@ static inline void store(f16* p, vf v) {
 #endif
 }
 
+static inline float scalar(float v) { return v; }
+static inline float scalar(bf16 v) {
+  const uint32_t bits = (uint32_t)v.bits << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+static inline float scalar(f16 v) {
+#if defined(__F16C__)
+  return _cvtsh_ss(v.bits);
+#else
+  return half_to_float(v.bits);
+#endif
+}
+
 // The n < W elements at the end of a line, through a buffer: nothing beyond them is read or written.
 template <class T>
 static inline vf load_first(const T* p, int n) {

@@ -1,0 +1,1 @@
+"""Benchmarks of the fused operators against stock PyTorch: `python -m benchmarks`."""

@@ -1,0 +1,147 @@
+"""Command line: `python -m benchmarks` measures a selection in about two minutes on two cores, `--full` everything."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import kernels
+from benchmarks import machine
+from benchmarks.cases import MODES, OPERATORS, Shape, cases
+from benchmarks.plot import picture
+from benchmarks.providers import FUSED, PROVIDERS, Provider
+from benchmarks.report import SCHEMA, is_noisy, loss_line, summarise, write
+from benchmarks.runner import Json, run
+
+ROUNDS, ROUNDS_FULL = 7, 20
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measures the fused operators against stock PyTorch on this machine. "
+        "Ctrl-C stops and reports what was measured.",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help=f"every shape, torch.compile everywhere, {ROUNDS_FULL} rounds"
+    )
+    parser.add_argument(
+        "--op", action="append", default=[], choices=[op.name for op in OPERATORS], help="only this (repeatable)"
+    )
+    parser.add_argument(
+        "--shape", action="append", default=[], type=_shape, help="NxCxHxW instead of the published ones (repeatable)"
+    )
+    parser.add_argument(
+        "--skip", action="append", default=[], choices=[p.name for p in PROVIDERS if p.name != FUSED], help="leave out"
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, help=f"rounds per row (default {ROUNDS}, with --full {ROUNDS_FULL})"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for ops.json, ops.md and ops.png (default runs/benchmarks/MACHINE)",
+    )
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"want a number >= 1, got {value}")
+    return value
+
+
+def _shape(text: str) -> Shape:
+    sizes = tuple(int(size) for size in text.split("x"))
+    if len(sizes) != 4 or min(sizes) < 1 or sizes[2] * sizes[3] < 2:
+        raise argparse.ArgumentTypeError(f"want NxCxHxW like 1x64x256x256 with H*W > 1, got {text!r}")
+    return sizes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0; 1 when a fused result failed the correctness gate; 130 after Ctrl-C."""
+    options = parse(argv)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch sees no CUDA device", file=sys.stderr)
+        return 2
+    if importlib.util.find_spec("matplotlib") is None:  # now, not after minutes of measuring
+        print("the plot needs matplotlib: pip install -e '.[bench]'", file=sys.stderr)
+        return 2
+    providers = [provider for provider in PROVIDERS if provider.name not in options.skip]
+    # with caches of its own, so that compile times are those of a first compilation
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as caches:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
+        result = measure(options, device, providers)
+    paths = write(result, options.output or Path("runs/benchmarks") / machine.slug(device), picture(result))
+    _print_summary(result)
+    print("\n".join(str(path) for path in paths))
+    if result["interrupted"]:
+        return 130
+    wrong = [f for f in result["summary"]["failures"] if f["provider"] == FUSED]
+    return 1 if wrong else 0
+
+
+def measure(options: argparse.Namespace, device: torch.device, providers: Sequence[Provider]) -> Json:
+    """The whole result, as it goes into the JSON. Ctrl-C ends the measuring, not the program."""
+    selected = cases(options.full, options.op, options.shape)
+    rounds = options.rounds or (ROUNDS_FULL if options.full else ROUNDS)
+    # as a trainer should: otherwise page faults of freshly mapped tensors outweigh the operators, everybody's alike
+    kept = device.type == "cpu" and kernels.keep_freed_memory()
+    load = machine.Load()
+    start = time.perf_counter()
+    rows: list[Json] = []
+    interrupted = False
+    try:
+        for row in run(selected, providers, device, rounds):
+            rows.append(row)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: reporting what was measured", file=sys.stderr)
+    return {
+        "schema": SCHEMA,
+        "kind": "CUDA device time" if device.type == "cuda" else "CPU wall time",
+        "device": device.type,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": machine.command_line(),
+        "full": options.full,
+        "rounds": rounds,
+        "seconds": time.perf_counter() - start,
+        "interrupted": interrupted,
+        "freed_memory_kept": kept,
+        "other_load": load.others(),
+        **machine.provenance(device),
+        "rows": rows,
+        "summary": summarise(rows),
+    }
+
+
+def _print_summary(result: Json) -> None:
+    rows, summary = result["rows"], result["summary"]
+    print(f"{result['kind']}, {len(rows)} rows in {result['seconds']:.0f} s")
+    print("fused is so many times faster than (geometric mean, min to max):")
+    for mode in MODES:
+        for name, r in summary["speedups"].get(mode, {}).items():
+            print(f"  {mode:8}{name:20}{r['geomean']:6.2f}x ({r['min']:.2f} to {r['max']:.2f}, {r['rows']} rows)")
+    for loss in summary["losses"]:
+        print(f"  {loss_line(loss)}")
+    for failure in summary["failures"]:
+        print(f"  {failure['status']} {failure['provider']}: {failure['row']}: {failure['reason']}")
+    noisy = sum(map(is_noisy, rows))
+    if noisy:
+        print(f"other processes disturbed {noisy} of {len(rows)} rows; measure again on a quiet machine")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Clocks, interleaving and memory.
+
+CPU: wall time of repeated calls. CUDA: device time of a CUDA graph that walks through several sets of arguments,
+together larger than three times the L2 cache, so that no set is found there; wall time per eager call is a second
+figure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+Call = Callable[[], object]
+
+MIN_SAMPLE_MS = 2.0
+DISTURBED = 0.05  # share of a round that our threads may spend waiting for a core
+EXTRA_ROUNDS = 0.5  # of the asked number, to replace disturbed ones
+
+
+@dataclass
+class Subject:
+    """Something to time: the same work as one or more calls on different memory."""
+
+    name: str
+    calls: Sequence[Call]
+    grad: bool = False  # whether autograd records
+    # a clock's prepare() sets these: sample(n) returns milliseconds per call; n = repetitions lasts MIN_SAMPLE_MS
+    sample: Callable[[int], float] = field(init=False)
+    repetitions: int = field(init=False)
+    samples_ms: list[float] = field(default_factory=list)
+
+
+class WallClock:
+    """Milliseconds per call by the host's clock."""
+
+    def prepare(self, subject: Subject) -> None:
+        calls = subject.calls
+
+        def sample(n: int) -> float:
+            with torch.set_grad_enabled(subject.grad):
+                start = time.perf_counter()
+                for i in range(n):
+                    calls[i % len(calls)]()
+                return (time.perf_counter() - start) * 1e3 / n
+
+        for call in calls:  # the first touch of memory and caches
+            with torch.set_grad_enabled(subject.grad):
+                call()
+        subject.sample, subject.repetitions = sample, _repetitions(sample)
+
+
+class DeviceClock:
+    """Milliseconds per call on the device: replays of one CUDA graph over all argument sets, between two events."""
+
+    def prepare(self, subject: Subject) -> None:
+        side = torch.cuda.Stream()  # warm-up off the default stream, as capture asks
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), torch.set_grad_enabled(subject.grad):
+            for call in [*subject.calls, *subject.calls[:2]]:
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph), torch.set_grad_enabled(subject.grad):
+            for call in subject.calls:
+                call()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def sample(n: int) -> float:
+            begin.record()
+            for _ in range(n):
+                graph.replay()
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end) / n / len(subject.calls)
+
+        sample(1)
+        subject.sample, subject.repetitions = sample, _repetitions(sample, len(subject.calls))
+
+
+def _repetitions(sample: Callable[[int], float], calls: int = 1) -> int:
+    n = 1
+    while (took := sample(n) * n * calls) < MIN_SAMPLE_MS and n < 1 << 16:
+        n = max(n + 1, min(8 * n, int(1.2 * n * MIN_SAMPLE_MS / max(took, 1e-3))))
+    return n
+
+
+def wall_us_per_call(subject: Subject, calls: int = 100) -> float:
+    """What one eager call costs the program on a CUDA machine: many calls, one synchronisation."""
+    times = []
+    with torch.set_grad_enabled(subject.grad):
+        for _ in range(3):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for i in range(calls):
+                subject.calls[i % len(subject.calls)]()
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - start) * 1e6 / calls)
+    return statistics.median(times)
+
+
+def interleave(subjects: Sequence[Subject], rounds: int) -> tuple[int, int]:
+    """Times all prepared subjects in turn, A B C A B C, into their `samples_ms`; (rounds run, rounds disturbed).
+
+    The first round is thrown away. Disturbed rounds are replaced while EXTRA_ROUNDS lasts and left out of the samples,
+    unless fewer than half of the rounds were calm: then all are kept, and the counts say so.
+    """
+    calm: list[list[float]] = []
+    disturbed: list[list[float]] = []
+    watch = Disturbance()
+    with _no_collection():
+        for i in range(1 + rounds + int(rounds * EXTRA_ROUNDS)):
+            watch.start()
+            times = [subject.sample(subject.repetitions) for subject in subjects]
+            if i:
+                (disturbed if watch.stop() > DISTURBED else calm).append(times)
+            if len(calm) == rounds:
+                break
+    kept = calm if 2 * len(calm) >= rounds else calm + disturbed
+    for subject, times in zip(subjects, zip(*kept)):
+        subject.samples_ms = list(times)
+    return len(calm) + len(disturbed), len(disturbed)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class Disturbance:
+    """How long this process's threads waited for a core that another process had (Linux scheduler statistics), as a
+    share of the time that passed. 0 where the system does not tell."""
+
+    def start(self) -> None:
+        self._began, self._waited = time.perf_counter_ns(), self._waiting_ns()
+
+    def stop(self) -> float:
+        return (self._waiting_ns() - self._waited) / max(1, time.perf_counter_ns() - self._began)
+
+    @staticmethod
+    def _waiting_ns() -> int:
+        total = 0
+        with contextlib.suppress(OSError):
+            for task in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that just ended
+                    total += int(Path(f"/proc/self/task/{task}/schedstat").read_text().split()[1])
+        return total
+
+
+def spread(samples: Sequence[float]) -> tuple[float, float, float]:
+    """20th percentile, median, 80th percentile."""
+    if len(samples) == 1:
+        return samples[0], samples[0], samples[0]
+    tenths = statistics.quantiles(samples, n=10, method="inclusive")
+    return tenths[1], statistics.median(samples), tenths[7]
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(call: Call, grad: bool, device: torch.device) -> int:
+    """Most tensor memory alive at once during `call` beyond what was there before.
+
+    CPU: the profiler's record of every allocation and release by torch's CPU allocator, summed up in order. CUDA: the
+    caching allocator's own peak.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.set_grad_enabled(grad):
+            call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        with _silent_stderr():
+            with (
+                torch.profiler.profile(
+                    activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+                ) as profiler,
+                torch.set_grad_enabled(grad),
+            ):
+                call()
+            profiler.export_chrome_trace(str(trace))
+        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e["ts"]):
+        total += event["args"]["Bytes"]
+        peak = max(peak, total)
+    return peak
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler of torch 2.13 writes a line to descriptor 2 at each start and stop; no setting turns that off."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)

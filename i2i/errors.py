@@ -1,0 +1,9 @@
+"""Errors whose message is all that a user needs; the command line prints them without a traceback."""
+
+
+class UsageError(ValueError):
+    """Something given by the user is missing or wrong. The message says what, and what to do instead."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or a weight is no longer finite."""

@@ -1,0 +1,225 @@
+"""CUT's networks: ResNet generator, PatchGAN discriminator and the MLPs that project patch features.
+
+Sequential indices and state_dict keys are those of the published checkpoints. Norm and activation have no keys, so
+where one fused operator does the work of two or three neighbours, the places of the others are held by an Identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+
+if not hasattr(kernels, "instance_norm"):
+    raise ImportError(
+        f"{kernels.__file__} is another package named `kernels` (PyPI has one); i2i needs the one of its own project: "
+        "run `pip uninstall kernels`, or give each its own environment"
+    )
+
+NCE_LAYERS = (0, 4, 8, 12, 16)
+
+
+class BlurDownsample(nn.Module):
+    """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)): reflection pad 1, [1,2,1] x [1,2,1] / 16 per channel, stride 2."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        row = torch.tensor([1.0, 2.0, 1.0])
+        self.register_buffer("filt", (torch.outer(row, row) / 16).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+class BlurUpsample(nn.Module):
+    """(N, C, H, W) -> (N, C, 2H, 2W). The published form is a transposed convolution with `filt`, replicated borders
+    and a crop; that is bilinear interpolation, so `filt` only keeps the checkpoints' keys."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        self.register_buffer("filt", (torch.outer(row, row) / 16).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class ResnetBlock(nn.Module):
+    """x + IN(conv(pad(relu(IN(conv(pad(x))))))), shape kept; no activation after the sum."""
+
+    def __init__(self, channels: int, impl: str = "auto"):
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            kernels.InstanceNorm2d(channels, activation="relu", padding=1, impl=impl),
+            nn.Identity(),  # ReLU
+            nn.Identity(),  # reflection pad
+            nn.Conv2d(channels, channels, 3),
+            kernels.InstanceNorm2d(channels, impl=impl),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_block[6](self.conv_block[:6](x), residual=x)
+
+
+class ResnetGenerator(nn.Module):
+    """(N, input_nc, H, W) in [-1, 1] -> (N, output_nc, H, W) in (-1, 1), for H and W multiples of 4.
+
+    `antialias_down` and `antialias_up` on: CUT. Both off: the generator of CycleGAN and pix2pix.
+    `impl` chooses the implementation of the fused operators (see `kernels.instance_norm`).
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        ngf: int = 64,
+        n_blocks: int = 9,
+        *,
+        antialias_down: bool = True,
+        antialias_up: bool = True,
+        impl: str = "auto",
+    ):
+        super().__init__()
+
+        def norm_relu(channels: int, padding: int = 0) -> list[nn.Module]:
+            norm = kernels.InstanceNorm2d(channels, activation="relu", padding=padding, impl=impl)
+            return [norm, nn.Identity()]  # the Identity is the ReLU
+
+        net: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7), *norm_relu(ngf)]
+        for width in (ngf, 2 * ngf):
+            stride = 1 if antialias_down else 2
+            net += [nn.Conv2d(width, 2 * width, 3, stride, padding=1), *norm_relu(2 * width)]
+            if antialias_down:
+                net.append(BlurDownsample(2 * width))
+        net += [ResnetBlock(4 * ngf, impl) for _ in range(n_blocks)]
+        for width in (4 * ngf, 2 * ngf):
+            last = width == 2 * ngf
+            if antialias_up:
+                net += [BlurUpsample(width), nn.Conv2d(width, width // 2, 3, padding=1)]
+            else:
+                net.append(nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1))
+            net += norm_relu(width // 2, padding=3 if last else 0)
+        # Norm and ReLU just before the last reflection pad: one operator writes the padded map. Taps there (none of the
+        # published ones) are cut back to what the published layers hold.
+        self._padded = {len(net) - 2: 3, len(net) - 1: 3}
+        net += [nn.Identity(), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]  # the Identity is the reflection pad
+        self.model = nn.Sequential(*net)
+
+    def forward(
+        self, x: Tensor, layers: Sequence[int] = (), encode_only: bool = False
+    ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Without `layers`, the output. With: (output, features), one feature per index into `model`; with
+        `encode_only` the list of features alone, and nothing is computed past the last of them.
+
+        A tap on a norm is what the published in-place ReLU leaves there: relu(norm). A tap on a convolution is raw.
+        """
+        taps = list(layers)
+        if taps != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < len(self.model)):
+            raise ValueError(f"layers must be ascending indices from 0 to {len(self.model) - 1}, got {taps}")
+        if encode_only and not taps:
+            raise ValueError("encode_only needs the indices of the wanted layers")
+        features = []
+        for index, layer in enumerate(self.model):
+            x = layer(x)
+            if index in taps:
+                margin = self._padded.get(index, 0)
+                features.append(x[..., margin:-margin, margin:-margin] if margin else x)
+                if encode_only and index == taps[-1]:
+                    return features
+        return (x, features) if taps else x
+
+    @torch.no_grad()
+    def tap_channels(self, layers: Sequence[int]) -> list[int]:
+        """Channels of the features at `layers`, found by encoding a small black image."""
+        weight = next(self.parameters())
+        image = weight.new_zeros(1, weight.shape[1], 16, 16)
+        return [feature.shape[1] for feature in self(image, layers, encode_only=True)]
+
+
+class PatchDiscriminator(nn.Module):
+    """(N, input_nc, H, W) -> (N, 1, h, w) of unbounded scores, one per overlapping patch (70 pixels at n_layers 3).
+
+    `antialias` on: CUT. Off: CycleGAN and pix2pix (strided convolutions). No sigmoid.
+    """
+
+    def __init__(
+        self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, *, antialias: bool = True, impl: str = "auto"
+    ):
+        super().__init__()
+        stride = 1 if antialias else 2
+        net: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        width = ndf
+        for level in range(1, n_layers + 1):
+            if antialias:
+                net.append(BlurDownsample(width))
+            inner, width = width, ndf * min(2**level, 8)
+            net += [
+                nn.Conv2d(inner, width, 4, stride if level < n_layers else 1, padding=1),
+                kernels.InstanceNorm2d(width, activation="leaky_relu", negative_slope=0.2, impl=impl),
+                nn.Identity(),  # leaky ReLU
+            ]
+        net.append(nn.Conv2d(width, 1, 4, padding=1))
+        self.model = nn.Sequential(*net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class PatchFeatureNetwork(nn.Module):
+    """CUT's `mlp_sample`: features at sampled positions, each layer through an MLP of its own onto the unit sphere."""
+
+    def __init__(self, channels: Sequence[int], width: int = 256):
+        super().__init__()
+        self.layers = len(channels)
+        for i, c in enumerate(channels):
+            self.add_module(f"mlp_{i}", nn.Sequential(nn.Linear(c, width), nn.ReLU(), nn.Linear(width, width)))
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        num_patches: int = 256,
+        ids: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps (B, C, H, W) -> a list of (B, P, width) and the list of the positions used, flat indices of shape (P,).
+
+        Positions are distinct and shared by the batch: those given as `ids`, or min(num_patches, H*W) drawn from
+        `generator`. Drawn on the CPU, so that a seed means the same on every device.
+        """
+        if len(features) != self.layers:
+            raise ValueError(f"this network was built for {self.layers} feature maps, got {len(features)}")
+        rows, used = [], []
+        for i, x in enumerate(features):
+            x = x.flatten(2)
+            if ids is None:
+                here = torch.randperm(x.shape[2], generator=generator)[:num_patches]
+            else:
+                here = ids[i]
+            here = here.to(x.device)
+            used.append(here)
+            y = self.get_submodule(f"mlp_{i}")(x.index_select(2, here).transpose(1, 2))
+            # The epsilon is added to the norm, not a floor under it: with CUT's initialisation the norms of the first
+            # layers are about 1e-5, and the two differ. vector_norm, because a row can be exactly 0 (where a ReLU cuts
+            # off all channels of a narrow generator): its gradient there is 0, that of a plain root is nan.
+            rows.append(y / (torch.linalg.vector_norm(y, dim=-1, keepdim=True) + 1e-7))
+        return rows, used
+
+
+def init_weights(net: nn.Module, gain: float = 0.02) -> nn.Module:
+    """CUT's initialisation, in place: weights Xavier normal with `gain`, biases 0."""
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.xavier_normal_(module.weight, gain)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net
