@@ -128,24 +128,29 @@ struct Backward : Driver {
     }
   }
 
-  // Calls f(x, gradient, dx, positions) over units [u0, u1). With padding the gradient is folded into `fold` first, as many
-  // rows at a time as fit there: short rows one by one would cost more calls than arithmetic.
+  // Calls f(x, gradient, dx, positions) over units [u0, u1). With padding the gradient is folded into `fold` before, many
+  // rows at a time: short rows one by one would cost more calls than arithmetic. `first` tells the first sweep, which
+  // also writes the residual's gradient, from the second.
   template <class F>
-  void each_unit(const Cut& cut, int64_t image, int64_t u0, int64_t u1, int64_t unit, float* fold, bool residual, const F& f) {
-    const int64_t step = A.pad ? fold_rows(unit) : 1;
+  void each_unit(const Cut& cut, int64_t image, int64_t u0, int64_t u1, int64_t unit, float* fold, bool first, const F& f) {
+    const int64_t step = A.pad ? fold_rows(unit) : 1, row = A.w * unit;  // the same for any number of threads
     for (int64_t u = u0; u < u1; u += step) {
       const int64_t last = u + step < u1 ? u + step : u1, l0 = cut.begin(u), count = cut.end(last - 1) - l0;
       const int64_t at = (image * l + l0) * unit * L.size;
       const char* g = (const char*)A.grad + at;
       if (A.pad) {
-        for (int64_t i = u; i < last; ++i)
-          fold_row((const char*)A.grad + image * ph * pw * unit * L.size, i, unit, fold + (i - u) * A.w * unit);
-        if (residual && A.grad_residual) L.narrow(fold, count * unit, (char*)A.grad_residual + at);
-        g = (const char*)fold;
+        float* rows = keep_folded ? fold + u * row : fold;
+        if (first || !keep_folded)
+          for (int64_t i = u; i < last; ++i)
+            fold_row((const char*)A.grad + image * ph * pw * unit * L.size, i, unit, rows + (i - u) * row);
+        if (first && A.grad_residual) L.narrow(rows, count * unit, (char*)A.grad_residual + at);
+        g = (const char*)rows;
       }
       f((const char*)A.x + at, g, (char*)A.grad_x + at, count);
     }
   }
+  // A plane in one task keeps its folded gradient between the sweeps while it fits a second-level cache (256 KB).
+  bool keep_folded = false;
   int64_t fold_rows(int64_t unit) const { return 4096 / (A.w * unit) > 1 ? 4096 / (A.w * unit) : 1; }
 
   void sum_lines(const Cut& cut, int64_t plane, int64_t u0, int64_t u1, const Group& g, float* row, double* sums) {
@@ -170,7 +175,8 @@ struct Backward : Driver {
 
   int run_all() {
     const Cut cut(A, A.pad > 0, chunk());
-    const int64_t pixel = A.channels_last ? A.c : 1, row_bytes = A.pad ? fold_rows(pixel) * A.w * pixel * 4 : 1;
+    keep_folded = A.pad && plane_per_task(cut) && l <= 65536;
+    const int64_t pixel = A.channels_last ? A.c : 1, row_bytes = A.pad ? (keep_folded ? A.h : fold_rows(pixel)) * A.w * pixel * 4 : 1;
     const double n_group = (double)l * (A.form == kLayerStd ? A.c : 1);
     Scratch work(2 * planes * 8);
     if (!work.p) return 1;
