@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
 
 from kernels.norm import launch_triton, triton_backward, triton_forward, triton_parts  # noqa: E402
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec  # noqa: E402
@@ -178,6 +180,19 @@ def over_budget(launch: Launch, capability: int) -> str:
     if used.spilled > SPILLED[capability]:
         return f"{describe(launch)}: {used.spilled} bytes spilled on sm_{capability}"
     return ""
+
+
+@pytest.fixture(autouse=True)
+def one_parser_at_a_time(monkeypatch):
+    """CPython 3.11 counts the recursion of ast.parse per interpreter, not per thread: two at once can end in "AST
+    constructor recursion depth mismatch"."""
+    parse, lock = JITFunction.parse, threading.Lock()
+
+    def alone(self):
+        with lock:
+            return parse(self)
+
+    monkeypatch.setattr(JITFunction, "parse", alone)
 
 
 def in_parallel(function, items: list) -> list:
