@@ -20,19 +20,7 @@ PLAIN = Spec(INSTANCE, 1e-5, 0.0, 0, 0.2, 0)
 PATHS = ("resident", "merged", "combined")
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Memory nobody wrote is NaN, so that reading it, or leaving a result unwritten, shows."""
-
-    def poison(new):
-        def poisoned_new(*args, **kwargs):
-            t = new(*args, **kwargs)
-            return t.fill_(float("nan")) if t.is_floating_point() else t
-
-        return poisoned_new
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
 
 
 @pytest.fixture

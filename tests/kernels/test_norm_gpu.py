@@ -18,7 +18,7 @@ import kernels  # noqa: E402
 from kernels.norm import launch_triton, reference  # noqa: E402
 from kernels.norm.spec import INSTANCE, LAYER_STD, Spec  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
 SHAPES = [(1, 64, 256, 256), (1, 256, 64, 64), (1, 128, 127, 127), (8, 512, 16, 16), (1, 8, 1024, 1024)]
 
