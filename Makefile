@@ -1,12 +1,11 @@
 # `make demo`: everything from nothing to the main job. `make test`: everything from nothing to all tests.
-# Both make .venv; torch is pinned there to the CPU build that the committed figures were measured with. On a GPU machine, or
-# to use an environment of your own, give PYTHON=... of an environment with torch and run the last lines by hand.
+# Both make .venv with the torch that the committed figures were measured with; TORCH=torch takes the newest.
 BASE ?= python3
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test install bench lint
+.PHONY: demo test install bench
 
 install: $(VENV)/.installed
 

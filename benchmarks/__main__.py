@@ -63,7 +63,7 @@ def _positive(text: str) -> int:
 
 
 def _shape(text: str) -> Shape:
-    sizes = tuple(int(size) for size in text.split("x"))
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split("x"))
     if len(sizes) != 4 or min(sizes) < 1 or sizes[2] * sizes[3] < 2:
         raise argparse.ArgumentTypeError(f"want NxCxHxW like 1x64x256x256 with H*W > 1, got {text!r}")
     return sizes

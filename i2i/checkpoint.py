@@ -58,8 +58,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(f"{path} is not a checkpoint of i2i, or is damaged ({reason})") from None
+        raise UsageError(f"{path} is not a checkpoint of i2i, or is damaged ({type(error).__name__})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UsageError(f"{path} is not a training checkpoint of this version of i2i; it has no state to resume from")
     return state

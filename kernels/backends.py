@@ -48,24 +48,21 @@ def cpu_reason() -> str:
     return ""
 
 
-def reason(impl: str, x: torch.Tensor, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
-    """Why `impl` cannot take `x`; empty when it can. `offered`, `dtypes`: what the operator has, and for what."""
+def reason(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
+    """Why `impl` cannot take such tensors; empty when it can. `offered`, `dtypes`: what the operator has, for what."""
     if impl == "reference":
         return ""
     if impl not in offered:
         return f"this operator has no {impl} implementation (it has: {', '.join(offered)})"
-    if x.dtype not in dtypes:
-        return f"it computes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}, not {x.dtype}"
+    if dtype not in dtypes:
+        return f"it computes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}, not {dtype}"
     if impl == "cpu":
-        return f"the tensors are on {x.device}" if x.device.type != "cpu" else cpu_reason()
+        return f"the tensors are on {device}" if device != "cpu" else cpu_reason()
     if triton_reason():
         return triton_reason()
-    if x.device.type != "cuda" and not (x.device.type == "cpu" and interpreting()):
-        return f"the tensors are on {x.device}"
+    if device != "cuda" and not (device == "cpu" and interpreting()):
+        return f"the tensors are on {device}"
     return ""
-
-
-_auto: dict[tuple, str] = {}
 
 
 def choose(impl: str, x: torch.Tensor, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
@@ -75,39 +72,46 @@ def choose(impl: str, x: torch.Tensor, offered: Sequence[str], dtypes: Sequence[
     without kernels in silence, since nothing failed; with one warning when the C++ build failed). A name that cannot
     run raises BackendUnavailable with the reason.
     """
-    if impl == "auto":
-        key = (x.device.type, x.dtype, tuple(offered))
-        found = _auto.get(key)
-        if found is None:
-            found = _auto[key] = _decide(x, offered, dtypes)
-        return found
+    return _resolve(impl, x.device.type, x.dtype, offered, dtypes)
+
+
+_chosen: dict[tuple, str] = {}
+
+
+# A constant to torch.compile, which runs this while it traces: inside are a build, files and the environment.
+@torch.compiler.assume_constant_result
+def _resolve(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
+    key = (impl, device, dtype, offered)
+    found = _chosen.get(key)
+    if found is None:
+        found = _chosen[key] = _decide(impl, device, dtype, offered, dtypes)
+    return found
+
+
+def _decide(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
     if impl not in IMPLS:
         raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, IMPLS))}")
-    why = reason(impl, x, offered, dtypes)
-    if why:
-        raise BackendUnavailable(f"impl={impl!r} cannot run: {why}")
-    return impl
-
-
-def _decide(x: torch.Tensor, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
-    forced = os.environ.get("KERNELS_IMPL", "auto").strip() or "auto"
-    if forced not in IMPLS:
-        raise ValueError(f"KERNELS_IMPL: got {forced!r}, want one of {', '.join(IMPLS)}")
-    if forced != "auto":
-        why = reason(forced, x, offered, dtypes)
+    asked = f"impl={impl!r}"
+    if impl == "auto":
+        impl = os.environ.get("KERNELS_IMPL", "auto").strip() or "auto"
+        asked = f"KERNELS_IMPL={impl}"
+        if impl not in IMPLS:
+            raise ValueError(f"KERNELS_IMPL: got {impl!r}, want one of {', '.join(IMPLS)}")
+    if impl != "auto":
+        why = reason(impl, device, dtype, offered, dtypes)
         if why:
-            raise BackendUnavailable(f"KERNELS_IMPL={forced} cannot run: {why}")
-        return forced
-    wanted = {"cpu": "cpu", "cuda": "triton"}.get(x.device.type, "reference")
-    why = reason(wanted, x, offered, dtypes)
+            raise BackendUnavailable(f"{asked} cannot run: {why}")
+        return impl
+    wanted = {"cpu": "cpu", "cuda": "triton"}.get(device, "reference")
+    why = reason(wanted, device, dtype, offered, dtypes)
     if not why:
         return wanted
-    if x.dtype in dtypes and wanted in offered:
+    if dtype in dtypes and wanted in offered:
         warnings.warn(
-            f"kernels: using the reference on {x.device.type}, which is slower: {why}. "
+            f"kernels: using the reference on {device}, which is slower: {why}. "
             "kernels.backend_report() says what this machine can run.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return "reference"
 

@@ -83,7 +83,7 @@ def norm(
 ) -> torch.Tensor:
     """The whole family; arguments as in `kernels.norm.op`."""
     dims = tuple(range(1 if spec.form == LAYER_STD else 2, x.dim()))
-    n = math.prod(x.shape[d] for d in dims)
+    n = math.prod([x.shape[d] for d in dims])
     d, _ = centred(wide(x), dims)
     squares = d.square().sum(dims, keepdim=True)
     if spec.form == LAYER_STD:

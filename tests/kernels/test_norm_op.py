@@ -1,6 +1,9 @@
 """The public functions: arguments, autograd to second order, torch.compile, autocast, choice of implementation."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +153,47 @@ def test_compiles_in_one_graph(name, channels_last):
     for key, t in eager.items():
         torch.testing.assert_close(compiled[key], t)
     assert compiled["y"].stride() == eager["y"].stride()
+
+
+COLD_MODEL = """
+import torch, kernels
+m = kernels.fuse(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.InstanceNorm2d(8), torch.nn.ReLU()))
+for dtype in (torch.float32, torch.bfloat16):
+    x = torch.randn(1, 3, 16, 16, dtype=dtype)
+    y = torch.compile(m.to(dtype), fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(y, m(x))
+"""
+COLD_FUNCTION = """
+import torch, kernels
+x = torch.randn(1, 3, 16, 16)
+f = lambda x: kernels.instance_norm(x, impl="cpu")
+torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))
+"""
+
+
+@pytest.mark.parametrize("code", [COLD_MODEL, COLD_FUNCTION], ids=["fused model", "named implementation"])
+def test_compiles_before_anything_ran_eagerly(code):
+    """The choice of implementation, with its build and its files, must not be traced."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiles_where_one_tensor_is_two_arguments(dtype, impl):
+    torch._dynamo.reset()
+    x, s = torch.randn(2, 4, 6, 6, dtype=dtype), torch.randn(2, 4, dtype=dtype)
+    for f in (
+        lambda x, s: kernels.instance_norm(x, residual=x, impl=impl),
+        lambda x, s: kernels.adaptive_instance_norm(x, s, s, residual=x, padding=1, impl=impl),
+        lambda x, s: kernels.adain(x, x, alpha=0.5, impl=impl),
+    ):
+        inputs = [t.clone().requires_grad_() for t in (x, s)]
+        results = []
+        for g in (f, torch.compile(f, fullgraph=True, backend="aot_eager")):
+            y = g(*inputs)
+            results.append([y, *torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)])
+        torch.testing.assert_close(*results)
 
 
 def test_compiles_with_dynamic_shapes():
