@@ -135,7 +135,7 @@ struct Driver {
     return A.channels_last ? (n * chunks + k) * A.c + c : (n * A.c + c) * chunks + k;
   }
 
-  // Runs f(plane) over planes when a plane is a task of its own, f(chunk of plane) otherwise.
+  // Whether a whole plane is one task, so that its second sweep finds it in cache; otherwise every chunk is one.
   bool plane_per_task(const Cut& cut) const {
     return A.form != kLayerStd && !A.channels_last && (cut.chunks == 1 || planes >= 4 * A.threads);
   }
