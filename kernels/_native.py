@@ -30,6 +30,7 @@ import torch
 
 MODULE = "_kernels_cpu"
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cpu"
+ROOMS = ("norm", "nce", "patches", "sinkhorn")  # each has ROOM.cpp, without torch, and bind_ROOM.cpp
 
 # ffp-contract lets a * b + c become one fused multiply-add; NaN and infinity keep their meaning (no -ffast-math).
 _COMMON = "-O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -w".split()
@@ -66,7 +67,7 @@ def _ninja() -> str:
 
 
 def _rules(compiler: list[str]) -> str:
-    """The ninja file: one object per instruction set, one binding, one shared object."""
+    """The ninja file: one object per room and instruction set, the bindings, one shared object."""
     torch_dir = Path(torch.__file__).parent
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]  # as torch itself was built
     include = [f"-I{torch_dir / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
@@ -87,12 +88,18 @@ def _rules(compiler: list[str]) -> str:
         "rule compile\n  command = $cxx $flags -c $in -o $out",
         f"rule link\n  command = $cxx -shared $in -o $out {line(libraries)}",
     ]
-    objects = ["binding.o"]
-    out.append(f"build binding.o: compile {path(SOURCES / 'binding.cpp')}\n  flags = {line(binding)}")
+    objects = []
+
+    def compile(source: str, name: str, flags: list[str]) -> None:
+        out.append(f"build {name}.o: compile {path(SOURCES / source)}\n  flags = {line(flags)}")
+        objects.append(f"{name}.o")
+
+    for source in ("binding", *(f"bind_{room}" for room in ROOMS)):
+        compile(f"{source}.cpp", source, binding)
     for name, flags in _LEVELS.items():
         words = ["-std=c++17", *_COMMON, f"-DKERNELS_ISA=isa_{name}", *flags]
-        out.append(f"build norm_{name}.o: compile {path(SOURCES / 'norm.cpp')}\n  flags = {line(words)}")
-        objects.append(f"norm_{name}.o")
+        for room in ROOMS:
+            compile(f"{room}.cpp", f"{room}_{name}", words)
     out.append(f"build {MODULE}.so: link {' '.join(objects)}")
     return "\n".join(out) + "\n"
 

@@ -1,15 +1,10 @@
 // What one call of the norm family needs, as raw pointers and sizes. No torch here: see binding.cpp.
 #pragma once
 
-#include <stdint.h>
+#include "parallel.h"
 
 enum NormForm { kInstance = 0, kInstanceUnbiased = 1, kLayerStd = 2 };
 enum Activation { kNone = 0, kRelu = 1, kLeakyRelu = 2, kTanh = 3 };
-enum DType { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// Runs body(context, begin, end) over pieces of [0, count); provided by the binding, so that torch's thread count rules.
-typedef void (*ParallelBody)(void* context, int64_t begin, int64_t end);
-typedef void (*ParallelFor)(int64_t count, int64_t grain, void* context, ParallelBody body);
 
 struct NormArgs {
   int64_t n, c, h, w;      // planes are h * w; without padding any plane may come as h = 1

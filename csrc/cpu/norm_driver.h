@@ -5,9 +5,9 @@
 #pragma once
 
 #include <math.h>
-#include <stdlib.h>
 
 #include "norm_table.h"
+#include "tasks.h"
 
 namespace KERNELS_ISA {
 namespace {
@@ -15,20 +15,6 @@ namespace {
 constexpr int64_t kLineChunk = 16384;  // elements; its x, gradient and result together stay in an L2 of 256 KB
 constexpr int64_t kSpanChunk = 65536;  // elements, c channels each
 constexpr int64_t kGrain = 32768;      // elements below which a second thread costs more than it brings
-
-template <class F>
-void run(ParallelFor parallel, int64_t count, int64_t grain, F f) {
-  parallel(count, grain > 1 ? grain : 1, &f, [](void* c, int64_t b, int64_t e) { (*(F*)c)(b, e); });
-}
-
-struct Scratch {  // freed on return
-  void* p;
-  explicit Scratch(int64_t bytes) : p(malloc(bytes > 0 ? (size_t)bytes : 1)) {}
-  ~Scratch() { free(p); }
-  Scratch(const Scratch&) = delete;
-  double* doubles() { return (double*)p; }
-  float* floats() { return (float*)p; }
-};
 
 // How one plane or sample of l positions is cut. A unit is what one loop call gets: a row of the image where rows matter
 // (padding, strided residual), else a whole chunk.

@@ -1,0 +1,3 @@
+#include "binding.h"
+
+PyMethodDef patches_methods[] = {{nullptr, nullptr, 0, nullptr}};

@@ -1,0 +1,5 @@
+#pragma once
+
+#include "parallel.h"
+
+struct SinkhornTable {};
