@@ -1,0 +1,5 @@
+"""Contrastive losses on patch features."""
+
+from kernels.nce.op import patch_nce_loss
+
+__all__ = ["patch_nce_loss"]

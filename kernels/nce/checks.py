@@ -1,0 +1,142 @@
+"""Arguments of patch_nce_loss: each error names the argument, what was given and what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels._checks import check_finite, check_flag
+from kernels.nce.spec import Layer
+
+Tensor = torch.Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_options(temperature, normalize, detach_keys, decoupled, reduction) -> None:
+    check_finite("temperature", temperature)
+    if temperature <= 0:
+        raise ValueError(f"temperature: got {temperature}, want a number > 0")
+    for name, value in (("normalize", normalize), ("detach_keys", detach_keys), ("decoupled", decoupled)):
+        check_flag(name, value)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: got {reduction!r}, want one of {', '.join(map(repr, REDUCTIONS))}")
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_tensor(name: str, value: object, shape: str) -> None:
+    """value: a dense floating tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {_kind(value)}, want a tensor of shape {shape}")
+    if value.dtype not in _FLOATING:
+        raise TypeError(f"{name}: got {value.dtype}, want float32, bfloat16, float16 or float64")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, want a dense tensor")
+
+
+def check_rows(name: str, value: object) -> None:
+    """value: rows of features, (B, S, C) or (S, C)."""
+    check_tensor(name, value, "(B, S, C) or (S, C)")
+    if value.dim() not in (2, 3):
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, want (B, S, C) or (S, C)")
+    if value.shape[-1] == 0 or value.shape[-2] == 0:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, want at least one row of at least one number")
+
+
+def _check_like(name: str, value: Tensor, other: str, q: Tensor) -> None:
+    if value.dtype != q.dtype:
+        raise TypeError(f"{name}: got {value.dtype}, want {other}'s {q.dtype}")
+    if value.device != q.device:
+        raise ValueError(f"{name}: got device {value.device}, want {other}'s {q.device}")
+
+
+def _check_layer(at: str, q, k, negatives, log_weight, similarity_weight) -> tuple[Layer, bool]:
+    """The layer's tensors with their batch dimension, and whether it was added."""
+    q_name, k_name, bank = f"q{at}", f"k{at}", f"negatives{at}"
+    check_rows(q_name, q)
+    check_tensor(k_name, k, str(tuple(q.shape)))
+    if k.shape != q.shape:
+        raise ValueError(f"{k_name}: got shape {tuple(k.shape)}, want {q_name}'s {tuple(q.shape)}")
+    _check_like(k_name, k, q_name, q)
+    squeezed = q.dim() == 2
+    if squeezed:
+        q, k = q[None], k[None]
+    batch, _, width = q.shape
+    if negatives is None:
+        if q.shape[1] < 2:
+            raise ValueError(
+                f"{k_name}: got 1 key a problem, want at least 2 without `negatives`: the other keys are the negatives"
+            )
+        count = q.shape[1]
+    else:
+        want = f"(M, {width}) or ({batch}, M, {width}), M >= 1"
+        check_tensor(bank, negatives, want)
+        shape = tuple(negatives.shape)
+        if len(shape) not in (2, 3) or shape[-1] != width or (len(shape) == 3 and shape[0] != batch) or shape[-2] == 0:
+            raise ValueError(f"{bank}: got shape {shape}, want {want}")
+        _check_like(bank, negatives, q_name, q)
+        count = shape[-2]
+    wanted = (batch, q.shape[1], count)
+    weights = [
+        _broadcast(f"{name}{at}", value, wanted, q)
+        for name, value in (("log_weight", log_weight), ("similarity_weight", similarity_weight))
+    ]
+    if weights[1] is not None and weights[1].requires_grad:
+        raise ValueError(f"similarity_weight{at}: requires a gradient, want a detached tensor: it is given none")
+    return Layer(q, k, negatives, *weights), squeezed
+
+
+def _broadcast(name: str, value: object, shape: tuple[int, ...], q: Tensor) -> Tensor | None:
+    """value as a view of `shape`."""
+    if value is None:
+        return None
+    check_tensor(name, value, f"that broadcasts to {shape}")
+    if value.device != q.device:
+        raise ValueError(f"{name}: got device {value.device}, want q's {q.device}")
+    given = tuple(value.shape)
+    if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1])):
+        raise ValueError(f"{name}: got shape {given}, want one that broadcasts to {shape}")
+    return value.expand(shape)
+
+
+def _per_layer(name: str, value: object, count: int) -> list:
+    if value is None:
+        return [None] * count
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}: got {_kind(value)}, want a list of {count}, one entry per layer, as q is a list")
+    if len(value) != count:
+        raise ValueError(f"{name}: got {len(value)} entries, want {count}, one per layer")
+    return list(value)
+
+
+def check_layers(q, k, negatives, log_weight, similarity_weight) -> tuple[list[Layer], bool, list[bool]]:
+    """(layers, whether q is a list, which layers came without batch dimension)."""
+    is_list = not isinstance(q, Tensor)
+    if is_list:
+        if not isinstance(q, Sequence) or isinstance(q, str):
+            raise TypeError(f"q: got {_kind(q)}, want a tensor or a list of tensors")
+        if not q:
+            raise ValueError("q: got an empty list, want at least one layer")
+        others = (("k", k), ("negatives", negatives), ("log_weight", log_weight))
+        lists = [_per_layer(name, value, len(q)) for name, value in (*others, ("similarity_weight", similarity_weight))]
+        found = [_check_layer(f"[{i}]", *t) for i, t in enumerate(zip(q, *lists))]
+    else:
+        found = [_check_layer("", q, k, negatives, log_weight, similarity_weight)]
+    layers = [layer for layer, _ in found]
+    for i, layer in enumerate(layers[1:], 1):
+        _check_like(f"q[{i}]", layer.q, "q[0]", layers[0].q)
+    return layers, is_list, [squeezed for _, squeezed in found]
+
+
+def row_weights(value, layers: list[Layer], is_list: bool) -> list[Tensor | None]:
+    """One (B, S) view or None per layer."""
+    values = _per_layer("row_weight", value, len(layers)) if is_list else [value]
+    return [
+        _broadcast(f"row_weight[{i}]" if is_list else "row_weight", v, tuple(layer.q.shape[:2]), layer.q)
+        for i, (v, layer) in enumerate(zip(values, layers))
+    ]

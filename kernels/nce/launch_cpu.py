@@ -1,0 +1,88 @@
+"""Tensors to addresses and sizes for the C++ losses (csrc/cpu/nce.cpp). No autograd, no checks of arguments.
+
+Where q wants a gradient the forward pass computes that of a row gradient of 1 along with the loss, while the tile of
+logits is in cache: two products instead of the three of recomputing. The backward pass then scales its rows. Gradients
+of k, negatives and log_weight are recomputed block by block.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kernels import _native
+from kernels.nce.spec import Layer, Spec, new_rows
+
+Tensor = torch.Tensor
+
+_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _dense(layer: Layer) -> Layer:
+    """q, k, negatives contiguous, weights float32 (expanded ones stay so)."""
+    q, k, negatives, *weights = layer
+    weights = (None if w is None else w.detach().to(torch.float32) for w in weights)
+    return Layer(q.contiguous(), k.contiguous(), None if negatives is None else negatives.contiguous(), *weights)
+
+
+def _layer(layer: Layer) -> list[int]:
+    batch, rows, width = layer.q.shape
+    shared = layer.negatives is not None and layer.negatives.dim() == 2
+    numbers = [
+        layer.q.data_ptr(),
+        layer.k.data_ptr(),
+        _pointer(layer.negatives),
+        batch,
+        rows,
+        layer.count,
+        width,
+        shared,
+    ]
+    for w in (layer.log_weight, layer.similarity_weight):
+        numbers += [0, 0, 0, 0] if w is None else [w.data_ptr(), *w.stride()]
+    return numbers
+
+
+def _call(layers: list[Layer], spec: Spec) -> list:
+    return [len(layers), _DTYPE[layers[0].q.dtype], spec.temperature, spec.normalize, spec.decoupled]
+
+
+def forward(layers: list[Layer], spec: Spec, need_q: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Losses (R,), statistics (3, R), and per layer the gradient of q for a row gradient of 1, float32 (B, S, C), or an
+    empty tensor where it is not needed."""
+    layers = [_dense(layer) for layer in layers]
+    loss, stats = new_rows(layers)
+    units = [
+        torch.empty(layer.q.shape if need else 0, dtype=torch.float32, device=loss.device)
+        for layer, need in zip(layers, need_q)
+    ]
+    if loss.numel():
+        arguments = _call(layers, spec) + [loss.data_ptr(), stats.data_ptr()]
+        for layer, unit, need in zip(layers, units, need_q):
+            arguments += [*_layer(layer), unit.data_ptr() if need else 0]
+        _native.load().nce_forward(*arguments)
+    return loss, stats, units
+
+
+def backward(
+    grad: Tensor, layers: list[Layer], stats: Tensor, units: list[Tensor], needs: list[tuple], spec: Spec
+) -> list[tuple]:
+    """Per layer the gradients of q, k, negatives (their dtypes) and log_weight (float32, (B, S, M)), None where not
+    needed, from that of the losses, (R,)."""
+    layers = [_dense(layer) for layer in layers]
+    grad = grad.to(torch.float32).contiguous()
+    found = []
+    for layer, need in zip(layers, needs):
+        q, k, negatives = (torch.empty_like(t) if n else None for t, n in zip(layer[:3], need))
+        shape = (*layer.q.shape[:2], layer.count)
+        log_weight = torch.empty(shape, dtype=torch.float32, device=grad.device) if need[3] else None
+        found.append((q, k, negatives, log_weight))
+    if grad.numel():
+        arguments = _call(layers, spec) + [grad.data_ptr(), stats.data_ptr()]
+        for layer, unit, grads in zip(layers, units, found):
+            arguments += [*_layer(layer), unit.data_ptr(), *map(_pointer, grads)]
+        _native.load().nce_backward(*arguments)
+    return found
