@@ -29,9 +29,10 @@ void positive_rows(const NceArgs& A, const NceLayer& L, int64_t first_row, int64
     const Rows q = rows_of(L.q, A.dtype, L.c, i, 1, space), k = rows_of(L.k, A.dtype, L.c, i, 1, space + ld);
     const Norm nq = norm_of(q.p, L.c, A.normalize), nk = norm_of(k.p, L.c, A.normalize);
     const float g = -A.grad[first_row + i] * A.stats[A.rows + first_row + i] / A.temperature;
-    const float a = g * nq.inverse * nk.inverse, back = g * dot(q.p, k.p, L.c) * nq.inverse * nk.inverse * nk.back;
+    const float a = g * nq.inverse * nk.inverse;
     float* out = space + 2 * ld;
-    for (int64_t c = 0; c < L.c; ++c) out[c] = q.p[c] * a - k.p[c] * back;
+    for (int64_t c = 0; c < L.c; ++c) out[c] = q.p[c] * a;
+    if (A.normalize) leave_direction(out, k.p, L.c, nk.back, out);
     narrow(out, A.dtype, L.c, (char*)L.grad_k + i * L.c * size_of(A.dtype), A.normalize && nk.back == 0);
   }
 }
@@ -46,7 +47,7 @@ struct Columns {  // a block of keys, over all queries that meet them
     float *keys, *gradient, *queries, *rows, *logits, *weights, *norms, *lanes;
     static int64_t floats(int64_t c) {
       const int64_t ld = padded(c);
-      return 2 * kKeys * ld + kLanes * (c + ld) + 3 * kKeys * kLanes + 3 * kKeys + 3 * kLanes;
+      return 2 * kKeys * ld + kLanes * (c + ld) + 3 * kKeys * kLanes + 2 * kKeys + 3 * kLanes;
     }
     Space(float* p, int64_t c) {
       const int64_t ld = padded(c);
@@ -56,7 +57,7 @@ struct Columns {  // a block of keys, over all queries that meet them
       rows = p, p += kLanes * ld;
       logits = p, p += kKeys * kLanes;
       weights = p, p += 2 * kKeys * kLanes;
-      norms = p, p += 3 * kKeys;  // inverse, back, and how far the gradient points along the key
+      norms = p, p += 2 * kKeys;  // inverse, back
       lanes = p;
     }
   };
@@ -66,35 +67,35 @@ struct Columns {  // a block of keys, over all queries that meet them
     const int64_t c = L.c, ld = padded(c);
     void* out = L.bank ? L.grad_bank : L.grad_k;
     const Rows n = rows_of(L.negatives(), A.dtype, c, shift + j0, keys, w.keys);
-    float *inverse = w.norms, *back = inverse + kKeys, *along = back + kKeys;
+    float *inverse = w.norms, *back = inverse + kKeys;
     for (int64_t j = 0; j < keys; ++j) {
       const Norm norm = norm_of(n.row(j), c, A.normalize);
       inverse[j] = norm.inverse;
       back[j] = norm.back;
-      along[j] = 0;
     }
     for (int64_t t = 0; t < count; t += kLanes) {
       const int64_t lanes = least(count - t, kLanes);
       const Rows q = rows_of(L.q, A.dtype, c, row0 + t, lanes, w.rows);
-      pack_lanes(q, lanes, c, A.stats + 2 * A.rows + first_row + row0 + t, w.queries);
-      product(n.p, n.ld, 1, w.queries, kLanes, c, w.logits, kLanes, keys, kLanes);
-      pull_tile(row0 + t, lanes, t, j0, keys, w, inverse, along);
+      pack_lanes(q, lanes, c, w.queries);
+      product<Single>(n.p, n.ld, 1, w.queries, kLanes, c, w.logits, kLanes, keys, kLanes);
+      pull_tile(row0 + t, lanes, t, j0, keys, w, inverse);
       if (!out) continue;
       // columns beyond c of a float32 tensor read as it is do not exist: c is a multiple of kColumns then
-      product(w.logits, kLanes, 1, q.p, q.ld, lanes, w.gradient, ld, keys, ld, t > 0);
+      product<Single>(w.logits, kLanes, 1, q.p, q.ld, lanes, w.gradient, ld, keys, ld, t > 0);
     }
     if (!out) return;
     for (int64_t j = 0; j < keys; ++j) {
       float* g = w.gradient + j * ld;
-      const float *key = n.row(j), a = inverse_t * inverse[j], b = along[j] * back[j];
-      for (int64_t x = 0; x < c; ++x) g[x] = g[x] * a - key[x] * b;
+      const float a = inverse_t * inverse[j];
+      for (int64_t x = 0; x < c; ++x) g[x] *= a;
+      if (A.normalize) leave_direction(g, n.row(j), c, back[j], g);
       narrow(g, A.dtype, c, (char*)out + (shift + j0 + j) * c * size_of(A.dtype), A.normalize && back[j] == 0);
     }
   }
 
   // Products to what each query does to each key: dz * weight / norm of the query.
-  void pull_tile(int64_t row, int64_t count, int64_t i0, int64_t j0, int64_t keys, Space& w, const float* inverse,
-                 float* along) const {
+  void pull_tile(int64_t row, int64_t count, int64_t i0, int64_t j0, int64_t keys, Space& w,
+                 const float* inverse) const {
     float *similarity = w.weights, *log_weight = w.weights + kKeys * kLanes;
     float *lse = w.lanes, *weight = lse + kLanes, *query = weight + kLanes;
     if (L.similarity_weight.p) weight_tile(L.similarity_weight, L.s, row, count, j0, keys, similarity);
@@ -107,29 +108,23 @@ struct Columns {  // a block of keys, over all queries that meet them
     }
     const int64_t diagonal = L.bank ? -1 : i0 - j0;
     for (int64_t j = 0; j < keys; ++j) {
-      vf total = {};
       for (int64_t v = 0; v < kLanes; v += W) {
         float* z_ = w.logits + j * kLanes + v;
-        const vf plain = load(z_) * (inverse[j] * inverse_t);
-        vf s = plain;
-        if (L.similarity_weight.p) s *= load(similarity + j * kLanes + v);
-        vf z = s;
+        vf z = load(z_) * (load(query + v) * inverse_t * inverse[j]);
+        if (L.similarity_weight.p) z *= load(similarity + j * kLanes + v);
         if (L.log_weight.p) z += load(log_weight + j * kLanes + v);
         z -= load(lse + v);
         vf dz = load(weight + v) * exp_or_zero((z > 0) ? vf{} : z);
-        vf pull = dz * s, factor = dz * load(query + v);
+        vf factor = dz * load(query + v);
         if (L.similarity_weight.p) factor *= load(similarity + j * kLanes + v);
         const int64_t lane = j - diagonal - v;
         if (!L.bank && lane >= 0 && lane < W) {  // the positive
           dz[lane] = 0;
-          pull[lane] = -weight[v + lane] * plain[lane];
           factor[lane] = -weight[v + lane] * query[v + lane];
         }
-        total += pull;
         if (L.grad_log_weight) store(w.weights + j * kLanes + v, dz);
         store(z_, factor);
       }
-      along[j] += sum(total);
     }
     if (L.grad_log_weight)  // similarity weights of this tile have been used
       for (int64_t i = 0; i < count; ++i) {

@@ -1,4 +1,5 @@
-// A small matrix product: C = diag(keep) C + A B, float32, C in registers.
+// A small matrix product: C = diag(keep) C + A B, C in float32 and in registers; A and B float32, or pairs of bfloat16 whose
+// products one instruction adds in float32.
 //
 // A is read by the element with any strides and B by the vector, so none of the three products of the losses needs its
 // operands packed: keys are the A of the logits (one row of C per key, one lane per query) and the B of q's gradient.
@@ -16,20 +17,50 @@ constexpr int kVectors = 2;
 constexpr int kColumns = kVectors * W;  // B and C have a multiple of this many
 constexpr int kTerms = 64;  // of a sum before it is added to the rest: one sum of 256 terms has twice the rounding error
 
-template <int R>
-static inline __attribute__((always_inline)) void product_block(const float* a, int64_t ar, int64_t ak, const float* b,
-                                                                int64_t bk, int64_t n, float* c, int64_t cr,
-                                                                bool add, const float* keep) {
+struct Single {  // one float32 term a step
+  typedef float Scalar;
+  typedef vf Vector;
+  static Vector take(const float* p) { return load(p); }
+  static vf add(vf sum, vf x, float s) { return sum + x * s; }
+};
+
+#if defined(__AVX512BF16__)
+constexpr bool kPairs = true;
+struct Pair {  // two bfloat16 terms a step, the first in the low half
+  typedef uint32_t Scalar;
+  typedef __m512bh Vector;
+  static Vector take(const uint32_t* p) {
+    Vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static vf add(vf sum, Vector x, uint32_t s) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, x, (__m512bh)_mm512_set1_epi32((int)s));
+  }
+};
+#else
+constexpr bool kPairs = false;
+struct Pair : Single {  // never used: lets the same source compile
+  typedef uint32_t Scalar;
+  static Vector take(const uint32_t*) { return vf{}; }
+  static vf add(vf sum, vf, uint32_t) { return sum; }
+};
+#endif
+
+template <class T, int R, class S = typename T::Scalar>
+static inline __attribute__((always_inline)) void product_block(const S* a, int64_t ar, int64_t ak, const S* b, int64_t bk,
+                                                                int64_t n, float* c, int64_t cr, bool add,
+                                                                const float* keep) {
   vf sum[R][kVectors] = {};
   for (int64_t k = 0; k < n; ++k) {
-    vf x[kVectors];
+    typename T::Vector x[kVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) x[v] = load(b + k * bk + v * W);
+    for (int v = 0; v < kVectors; ++v) x[v] = T::take(b + k * bk + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const float s = a[r * ar + k * ak];
+      const S s = a[r * ar + k * ak];
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += x[v] * s;
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = T::add(sum[r][v], x[v], s);
     }
   }
 #pragma GCC unroll 8
@@ -41,24 +72,25 @@ static inline __attribute__((always_inline)) void product_block(const float* a, 
     }
 }
 
-template <int R>
-void product_rows(const float* a, int64_t ar, int64_t ak, const float* b, int64_t bk, int64_t n, float* c, int64_t cr,
+template <class T, int R, class S = typename T::Scalar>
+void product_rows(const S* a, int64_t ar, int64_t ak, const S* b, int64_t bk, int64_t n, float* c, int64_t cr,
                   int64_t columns, bool add, const float* keep) {
   for (int64_t x = 0; x < columns; x += kColumns)
     for (int64_t k = 0; k < n; k += kTerms)
-      product_block<R>(a + k * ak, ar, ak, b + k * bk + x, bk, n - k < kTerms ? n - k : kTerms, c + x, cr, add || k > 0,
-                       k > 0 ? nullptr : keep);
+      product_block<T, R>(a + k * ak, ar, ak, b + k * bk + x, bk, n - k < kTerms ? n - k : kTerms, c + x, cr, add || k > 0,
+                          k > 0 ? nullptr : keep);
 }
 
 // C[r][x] = [keep[r] C[r][x] +] sum over k < n of A[r * ar + k * ak] B[k * bk + x]. `add`: with the term in brackets;
-// `keep` may be null for ones.
-void product(const float* a, int64_t ar, int64_t ak, const float* b, int64_t bk, int64_t n, float* c, int64_t cr,
-             int64_t rows, int64_t columns, bool add = false, const float* keep = nullptr) {
+// `keep` may be null for ones. Strides in Scalars.
+template <class T, class S = typename T::Scalar>
+void product(const S* a, int64_t ar, int64_t ak, const S* b, int64_t bk, int64_t n, float* c, int64_t cr, int64_t rows,
+             int64_t columns, bool add = false, const float* keep = nullptr) {
   int64_t r = 0;
   for (; r + kRows <= rows; r += kRows)
-    product_rows<kRows>(a + r * ar, ar, ak, b, bk, n, c + r * cr, cr, columns, add, keep ? keep + r : keep);
+    product_rows<T, kRows>(a + r * ar, ar, ak, b, bk, n, c + r * cr, cr, columns, add, keep ? keep + r : keep);
   for (; r < rows; ++r)
-    product_rows<1>(a + r * ar, ar, ak, b, bk, n, c + r * cr, cr, columns, add, keep ? keep + r : keep);
+    product_rows<T, 1>(a + r * ar, ar, ak, b, bk, n, c + r * cr, cr, columns, add, keep ? keep + r : keep);
 }
 
 }  // namespace

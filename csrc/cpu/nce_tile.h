@@ -97,16 +97,70 @@ static inline Norm norm_of(const float* row, int64_t c, bool normalize) {
   return {inverse, norm > 0 ? inverse / norm : 0};
 }
 
-// count <= kLanes rows, each times its factor, as columns: to[c][lane]; lanes from count on are zero.
-void pack_lanes(const Rows& rows, int64_t count, int64_t c, const float* factor, float* to) {
+// The gradient of a row from that of its direction, `g`, which has been multiplied with Norm::inverse already.
+void leave_direction(const float* g, const float* row, int64_t c, float back, float* to) {
+  const float along = dot(g, row, c) * back;
+  int64_t x = 0;
+  for (; x + W <= c; x += W) store(to + x, load(g + x) - load(row + x) * along);
+  for (; x < c; ++x) to[x] = g[x] - row[x] * along;
+}
+
+// count <= kLanes rows as columns: to[c][lane]; lanes from count on are zero.
+void pack_lanes(const Rows& rows, int64_t count, int64_t c, float* to) {
   for (int64_t x = 0; x < c; x += 8) {  // 8 columns at a time: one cache line of the result per column stays in reach
     const int64_t last = least(x + 8, c);
-    for (int64_t i = 0; i < count; ++i) {
-      const float *from = rows.row(i), f = factor[i];
-      for (int64_t y = x; y < last; ++y) to[y * kLanes + i] = from[y] * f;
-    }
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t y = x; y < last; ++y) to[y * kLanes + i] = rows.row(i)[y];
     for (int64_t i = count; i < kLanes; ++i)
       for (int64_t y = x; y < last; ++y) to[y * kLanes + i] = 0;
+  }
+}
+
+// bfloat16 with an even number of columns goes in pairs where the machine multiplies them: twice the speed, and exact
+// products. Keys are then read as they lie in memory.
+static inline bool in_pairs(int64_t dtype, int64_t c) { return kPairs && dtype == kBFloat16 && c % 2 == 0; }
+
+static inline uint32_t bits_of(float v) {
+  uint32_t u;
+  memcpy(&u, &v, 4);
+  return u;
+}
+
+// The same of rows that came from bfloat16: to[c / 2][lane], two columns in each.
+void pack_lane_pairs(const Rows& rows, int64_t count, int64_t c, uint32_t* to) {
+  for (int64_t x = 0; x < c; x += 16) {
+    const int64_t last = least(x + 16, c);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = rows.row(i);
+      for (int64_t y = x; y < last; y += 2) to[y / 2 * kLanes + i] = bits_of(from[y]) >> 16 | (bits_of(from[y + 1]) & ~0xffffu);
+    }
+    for (int64_t i = count; i < kLanes; ++i)
+      for (int64_t y = x; y < last; y += 2) to[y / 2 * kLanes + i] = 0;
+  }
+}
+
+// Two rows of a tile or of keys beside each other, column by column: to[row / 2][x]. An odd last row pairs with zeros.
+void pair_rows(const float* from, int64_t ld, int64_t rows, int64_t columns, uint32_t* to) {  // columns: a multiple of W
+  for (int64_t j = 0; j < rows; j += 2)
+    for (int64_t x = 0; x < columns; x += W) {
+      bf16 narrow_[2][W];
+      store(narrow_[0], load(from + j * ld + x));
+      store(narrow_[1], j + 1 < rows ? load(from + (j + 1) * ld + x) : vf{});
+      const vu both = load_u16(narrow_[0]) | load_u16(narrow_[1]) << 16;
+      memcpy(to + j / 2 * columns + x, &both, sizeof both);
+    }
+}
+void pair_rows(const bf16* from, int64_t c, int64_t rows, int64_t columns, uint32_t* to) {  // columns from c on are zero
+  for (int64_t j = 0; j < rows; j += 2) {
+    const bf16 *even = from + j * c, *odd = even + c;
+    uint32_t* pair = to + j / 2 * columns;
+    const bool alone = j + 1 == rows;
+    int64_t x = 0;
+    for (; x + W <= c; x += W) {
+      const vu both = load_u16(even + x) | (alone ? vu{} : load_u16(odd + x) << 16);
+      memcpy(pair + x, &both, sizeof both);
+    }
+    for (; x < columns; ++x) pair[x] = x < c ? even[x].bits | (alone ? 0u : (uint32_t)odd[x].bits << 16) : 0;
   }
 }
 
