@@ -18,7 +18,7 @@ void scale_rows(const NceArgs& A, const NceLayer& L, int64_t first_row, int64_t 
     for (; c + W <= L.c; c += W) store(out + c, load(from + c) * g);
     for (; c < L.c; ++c) out[c] = from[c] * g;
     if (A.dtype != kFloat32)
-      narrow(out, A.dtype, L.c, to, zeros_matter && A.stats[2 * A.rows + first_row + i] == 1 / (0 + kEps));
+      narrow(out, A.dtype, L.c, to, zeros_matter && A.stats[2 * A.rows + first_row + i] == (float)(1 / (double)kEps));
   }
 }
 

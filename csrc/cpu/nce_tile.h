@@ -93,8 +93,9 @@ struct Norm {  // of a row: 1 / (norm + eps), and what the row is multiplied wit
 };
 static inline Norm norm_of(const float* row, int64_t c, bool normalize) {
   if (!normalize) return {1, 0};
-  const float norm = sqrtf(dot(row, row, c)), inverse = 1 / (norm + kEps);
-  return {inverse, norm > 0 ? inverse / norm : 0};
+  // in double: an error of the inverse is one of the temperature, which magnifies it 14 times
+  const double norm = sqrt((double)dot(row, row, c)), inverse = 1 / (norm + (double)kEps);
+  return {(float)inverse, norm > 0 ? (float)(inverse / norm) : 0};
 }
 
 // The gradient of a row from that of its direction, `g`, which has been multiplied with Norm::inverse already.
