@@ -8,6 +8,7 @@ import warnings
 from kernels.backends import BackendUnavailable, backend_report
 from kernels.fuse import FuseReport, fuse
 from kernels.memory import keep_freed_memory
+from kernels.nce import PatchNCELoss, patch_nce_loss
 from kernels.norm import (
     AdaptiveInstanceNorm2d,
     InstanceNorm2d,
@@ -26,6 +27,7 @@ __all__ = [
     "FuseReport",
     "InstanceNorm2d",
     "MunitLayerNorm",
+    "PatchNCELoss",
     "adain",
     "adaptive_instance_norm",
     "backend_report",
@@ -33,6 +35,7 @@ __all__ = [
     "instance_norm",
     "keep_freed_memory",
     "munit_layer_norm",
+    "patch_nce_loss",
 ]
 
 

@@ -17,10 +17,11 @@ struct Forward {
 
   // Scratch of one thread, for up to `rows` queries of width c.
   struct Space {
-    float *queries, *gradient, *logits, *weights, *keys, *rows, *row, *inverse, *lanes;
+    float *queries, *gradient, *logits, *weights, *keys, *rows, *row, *scale, *lanes;
+    Norm* norms;
     static int64_t floats(int64_t c, int64_t rows) {
       const int64_t ld = padded(c);
-      return c * rows + ld * rows + 3 * kKeys * kLanes + kKeys * ld + kLanes * ld + 2 * ld + kKeys + 7 * rows;
+      return c * rows + ld * rows + 3 * kKeys * kLanes + kKeys * ld + kLanes * ld + ld + 3 * kKeys + 7 * rows;
     }
     Space(float* p, int64_t c, int64_t count) {
       const int64_t ld = padded(c);
@@ -30,18 +31,19 @@ struct Forward {
       weights = p, p += 2 * kKeys * kLanes;
       keys = p, p += kKeys * ld;
       rows = p, p += kLanes * ld;
-      row = p, p += 2 * ld;
-      inverse = p, p += kKeys;
+      row = p, p += ld;
+      scale = p, p += kKeys;
+      norms = (Norm*)p, p += 2 * kKeys;
       lanes = p;  // 7 numbers per query
     }
   };
 
   // One number per query each.
   struct Lanes {
-    float *top, *total, *positive, *inverse, *back, *keep, *key_inverse;
+    float *top, *total, *positive, *scale, *keep;
+    Norm* norms;
     Lanes(float* p, int64_t n)
-        : top(p), total(p + n), positive(p + 2 * n), inverse(p + 3 * n), back(p + 4 * n), keep(p + 5 * n),
-          key_inverse(p + 6 * n) {}
+        : top(p), total(p + n), positive(p + 2 * n), scale(p + 3 * n), keep(p + 4 * n), norms((Norm*)(p + 5 * n)) {}
   };
 
   // Queries row0 to row0 + count of the layer (count <= Space's rows): of one problem, unless the bank is shared.
@@ -54,8 +56,10 @@ struct Forward {
     for (int64_t j0 = 0; j0 < L.m; j0 += kKeys) {
       const int64_t keys = least(L.m - j0, kKeys);
       const bf16* raw = (const bf16*)L.negatives() + (shift + j0) * c;
-      const Rows n = pairs && !A.normalize ? Rows{} : rows_of(L.negatives(), A.dtype, c, shift + j0, keys, w.keys);
-      for (int64_t j = 0; j < keys; ++j) w.inverse[j] = A.normalize ? norm_of(n.row(j), c, true).inverse : 1;
+      Rows n = {};
+      if (!pairs || A.normalize)
+        n = directions_of(L.negatives(), A.dtype, c, shift + j0, keys, A.normalize, w.keys, w.norms);
+      for (int64_t j = 0; j < keys; ++j) w.scale[j] = pairs && A.normalize ? w.norms[j].inverse : 1;
       if (pairs && L.unit) pair_rows(raw, c, keys, ld, (uint32_t*)w.keys);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t lanes = least(count - t * kLanes, kLanes);
@@ -80,20 +84,19 @@ struct Forward {
   // A tile's queries as lanes, their positives and norms.
   void begin(int64_t row0, int64_t count, int64_t t, Lanes& lane, Space& w) const {
     const int64_t at = t * kLanes;
-    const Rows q = rows_of(L.q, A.dtype, L.c, row0, count, w.rows);
-    for (int64_t i = 0; i < count; ++i) {
-      const Rows k = rows_of(L.k, A.dtype, L.c, row0 + i, 1, w.row);
-      const Norm nq = norm_of(q.row(i), L.c, A.normalize), nk = norm_of(k.p, L.c, A.normalize);
-      lane.inverse[at + i] = nq.inverse;
-      lane.back[at + i] = nq.back;
-      lane.key_inverse[at + i] = nk.inverse;
-      lane.positive[at + i] = dot(q.row(i), k.p, L.c) * nq.inverse * nk.inverse * inverse_t;
-    }
-    for (int64_t i = 0; i < kLanes; ++i) lane.top[at + i] = kLowest, lane.total[at + i] = 0;
-    for (int64_t i = count; i < kLanes; ++i) lane.inverse[at + i] = 0;
+    const bool pairs = in_pairs(A.dtype, L.c);
     float* to = w.queries + t * L.c * kLanes;
-    if (in_pairs(A.dtype, L.c)) pack_lane_pairs(q, count, L.c, (uint32_t*)to);
-    else pack_lanes(q, count, L.c, to);
+    if (pairs) pack_lane_pairs(rows_of(L.q, A.dtype, L.c, row0, count, w.rows), count, L.c, (uint32_t*)to);
+    const Rows q = directions_of(L.q, A.dtype, L.c, row0, count, A.normalize, w.rows, lane.norms + at);
+    if (!pairs) pack_lanes(q, count, L.c, to);
+    for (int64_t i = 0; i < count; ++i) {
+      Norm norm;
+      const Rows k = directions_of(L.k, A.dtype, L.c, row0 + i, 1, A.normalize, w.row, &norm);
+      lane.positive[at + i] = dot(q.row(i), k.p, L.c) * inverse_t;
+      lane.scale[at + i] = inverse_t * (pairs ? lane.norms[at + i].inverse : 1);
+    }
+    for (int64_t i = count; i < kLanes; ++i) lane.scale[at + i] = 0;
+    for (int64_t i = 0; i < kLanes; ++i) lane.top[at + i] = kLowest, lane.total[at + i] = 0;
   }
 
   // Products to e^(z - max), their sums, and the factors of the negatives in the gradient.
@@ -103,12 +106,12 @@ struct Forward {
     if (L.log_weight.p) weight_tile(L.log_weight, L.s, row0, count, j0, keys, log_weight);
     const int64_t diagonal = L.bank ? -1 : row0 % L.s - j0;  // lane i is the key of row diagonal + i
     for (int64_t v = 0; v < kLanes; v += W) {
-      const vf scale = load(lane.inverse + at + v) * inverse_t;
+      const vf scale = load(lane.scale + at + v);
       vf top = load(lane.top + at + v);
       const vf before = top;
       for (int64_t j = 0; j < keys; ++j) {
         float* z_ = w.logits + j * kLanes + v;
-        vf z = load(z_) * (scale * w.inverse[j]);
+        vf z = load(z_) * (scale * w.scale[j]);
         if (L.similarity_weight.p) z *= load(similarity + j * kLanes + v);
         if (L.log_weight.p) z += load(log_weight + j * kLanes + v);
         store(z_, z);
@@ -124,7 +127,7 @@ struct Forward {
         float* z_ = w.logits + j * kLanes + v;
         const vf e = exp_or_zero(load(z_) - top);
         total += e;
-        vf factor = e * w.inverse[j];
+        vf factor = e * w.scale[j];
         if (L.similarity_weight.p) factor *= load(similarity + j * kLanes + v);
         store(z_, factor);
       }
@@ -143,19 +146,21 @@ struct Forward {
     A.loss[at] = margin == margin ? loss : margin;
     A.stats[at] = lse;
     A.stats[A.rows + at] = margin == margin ? pull : margin;
-    A.stats[2 * A.rows + at] = lane.inverse[i];
+    A.stats[2 * A.rows + at] = lane.norms[i].inverse;
     if (!L.unit) return;
     // the negatives' pull less the positive's: the weight of both is `pull`, so nothing cancels that should not
     const int64_t ld = padded(L.c);
     const float* sum = w.gradient + i * ld;
-    const Rows k = rows_of(L.k, A.dtype, L.c, row, 1, w.row), q = rows_of(L.q, A.dtype, L.c, row, 1, w.row + ld);
-    const float scale = pull * inverse_t * lane.inverse[i];
-    const float a = scale / total, b = scale * lane.key_inverse[i];
+    Norm norm;
+    const Rows k = directions_of(L.k, A.dtype, L.c, row, 1, A.normalize, w.row, &norm);
+    const float b = pull * inverse_t * lane.norms[i].inverse, a = b / total;
     float* out = L.unit + row * L.c;
     int64_t c = 0;
     for (; c + W <= L.c; c += W) store(out + c, load(sum + c) * a - load(k.p + c) * b);
     for (; c < L.c; ++c) out[c] = sum[c] * a - k.p[c] * b;
-    if (A.normalize) leave_direction(out, q.p, L.c, lane.back[i], out);
+    if (!A.normalize) return;
+    const Rows q = directions_of(L.q, A.dtype, L.c, row, 1, true, w.row, &norm);
+    leave_direction(out, q.p, L.c, norm.back);
   }
 };
 

@@ -102,10 +102,11 @@ class _Nce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        count = (len(ctx.saved_tensors) - 1) // 6
         if grad is None:
-            return (None,) * (2 + 5 * count)
-        stats, units, tensors = ctx.saved_tensors[0], ctx.saved_tensors[1 : count + 1], ctx.saved_tensors[count + 1 :]
+            return (None,) * len(ctx.needs_input_grad)
+        stats, *saved = ctx.saved_tensors
+        count = len(saved) // 6
+        units, tensors = saved[:count], saved[count:]
         layers = [Layer(*tensors[i : i + 5]) for i in range(0, len(tensors), 5)]
         needs = [tuple(map(bool, ctx.needs_input_grad[i : i + 4])) for i in range(2, 2 + 5 * count, 5)]
         if torch.compiler.is_compiling():
