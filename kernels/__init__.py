@@ -8,7 +8,7 @@ import warnings
 from kernels.backends import BackendUnavailable, backend_report
 from kernels.fuse import FuseReport, fuse
 from kernels.memory import keep_freed_memory
-from kernels.nce import PatchNCELoss, patch_nce_loss
+from kernels.nce import PatchNCELoss, hdce_weight, monce_log_weight, patch_nce_loss, semantic_relation_loss
 from kernels.norm import (
     AdaptiveInstanceNorm2d,
     InstanceNorm2d,
@@ -18,6 +18,7 @@ from kernels.norm import (
     instance_norm,
     munit_layer_norm,
 )
+from kernels.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
 
@@ -32,10 +33,14 @@ __all__ = [
     "adaptive_instance_norm",
     "backend_report",
     "fuse",
+    "hdce_weight",
     "instance_norm",
     "keep_freed_memory",
+    "monce_log_weight",
     "munit_layer_norm",
     "patch_nce_loss",
+    "semantic_relation_loss",
+    "sinkhorn",
 ]
 
 

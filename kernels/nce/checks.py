@@ -39,13 +39,14 @@ def check_tensor(name: str, value: object, shape: str) -> None:
         raise TypeError(f"{name}: got layout {value.layout}, want a dense tensor")
 
 
-def check_rows(name: str, value: object) -> None:
-    """value: rows of features, (B, S, C) or (S, C)."""
+def check_rows(name: str, value: object, least: int = 1) -> None:
+    """value: rows of features, (B, S, C) or (S, C), S >= least."""
     check_tensor(name, value, "(B, S, C) or (S, C)")
     if value.dim() not in (2, 3):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, want (B, S, C) or (S, C)")
-    if value.shape[-1] == 0 or value.shape[-2] == 0:
-        raise ValueError(f"{name}: got shape {tuple(value.shape)}, want at least one row of at least one number")
+    if value.shape[-1] == 0 or value.shape[-2] < least:
+        rows = "one row" if least == 1 else f"{least} rows"
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, want at least {rows} of at least one number")
 
 
 def _check_like(name: str, value: Tensor, other: str, q: Tensor) -> None:
@@ -55,14 +56,19 @@ def _check_like(name: str, value: Tensor, other: str, q: Tensor) -> None:
         raise ValueError(f"{name}: got device {value.device}, want {other}'s {q.device}")
 
 
+def check_keys(name: str, k: object, q_name: str, q: Tensor) -> None:
+    """k: shape, dtype and device of q."""
+    check_tensor(name, k, str(tuple(q.shape)))
+    if k.shape != q.shape:
+        raise ValueError(f"{name}: got shape {tuple(k.shape)}, want {q_name}'s {tuple(q.shape)}")
+    _check_like(name, k, q_name, q)
+
+
 def _check_layer(at: str, q, k, negatives, log_weight, similarity_weight) -> tuple[Layer, bool]:
     """The layer's tensors with their batch dimension, and whether it was added."""
     q_name, k_name, bank = f"q{at}", f"k{at}", f"negatives{at}"
     check_rows(q_name, q)
-    check_tensor(k_name, k, str(tuple(q.shape)))
-    if k.shape != q.shape:
-        raise ValueError(f"{k_name}: got shape {tuple(k.shape)}, want {q_name}'s {tuple(q.shape)}")
-    _check_like(k_name, k, q_name, q)
+    check_keys(k_name, k, q_name, q)
     squeezed = q.dim() == 2
     if squeezed:
         q, k = q[None], k[None]

@@ -1,0 +1,37 @@
+"""Tensors to addresses and sizes for the C++ operators (csrc/cpu/sinkhorn.cpp). No autograd, no checks of arguments."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels import _native
+from kernels.sinkhorn.spec import new_potentials
+
+Tensor = torch.Tensor
+_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Tensor, Tensor | None]:
+    """(log plan, potentials) of log_kernel (B, S, M). Without `keep` the potentials are None."""
+    x = log_kernel.contiguous()
+    plan = torch.empty_like(x)
+    potentials = new_potentials(x, iterations) if keep else None
+    kept = potentials.data_ptr() if keep else 0
+    _native.load().sinkhorn_forward(*x.shape, iterations, _DTYPE[x.dtype], x.data_ptr(), kept, plan.data_ptr())
+    return plan, potentials
+
+
+def backward(grad: Tensor, log_kernel: Tensor, potentials: Tensor) -> Tensor:
+    """Gradient of log_kernel from that of the log plan, through every iteration."""
+    x, grad = log_kernel.contiguous(), grad.contiguous()
+    dx = torch.empty_like(x)
+    _native.load().sinkhorn_backward(
+        *x.shape,
+        potentials.shape[1],
+        _DTYPE[x.dtype],
+        x.data_ptr(),
+        potentials.data_ptr(),
+        grad.data_ptr(),
+        dx.data_ptr(),
+    )
+    return dx

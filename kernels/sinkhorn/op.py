@@ -1,0 +1,133 @@
+"""sinkhorn: checks, choice of implementation, autograd.
+
+As in kernels/norm/op.py: eager calls go through one autograd.Function straight to a launcher; while torch.compile
+traces, the same function calls the registered ops instead, which the compiler treats as opaque nodes.
+"""
+
+from __future__ import annotations
+
+import types
+
+import torch
+
+from kernels import backends
+from kernels.sinkhorn import launch_cpu, reference
+from kernels.sinkhorn.spec import DTYPES, OFFERED, new_potentials
+
+Tensor = torch.Tensor
+_FLOATING = (*DTYPES, torch.float64)
+
+
+def _launcher(impl: str) -> types.ModuleType:
+    if impl == "cpu":
+        return launch_cpu
+    from kernels.sinkhorn import launch_triton  # imports triton
+
+    return launch_triton
+
+
+# ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
+
+_library = torch.library.Library("fused_i2i", "FRAGMENT")
+_library.define("sinkhorn_forward(Tensor log_kernel, int iterations) -> (Tensor, Tensor)")
+_library.define("sinkhorn_backward(Tensor grad, Tensor log_kernel, Tensor potentials) -> Tensor")
+
+
+def _register(key: str, impl: str) -> None:
+    _library.impl("sinkhorn_forward", lambda x, iterations: _launcher(impl).forward(x, iterations), key)
+    _library.impl("sinkhorn_backward", lambda *args: _launcher(impl).backward(*args), key)
+
+
+_register("CPU", "cpu")
+_register("CUDA", "triton")
+
+
+@torch.library.register_fake("fused_i2i::sinkhorn_forward")
+def _(log_kernel, iterations):
+    return torch.empty_like(log_kernel, memory_format=torch.contiguous_format), new_potentials(log_kernel, iterations)
+
+
+@torch.library.register_fake("fused_i2i::sinkhorn_backward")
+def _(grad, log_kernel, potentials):
+    return torch.empty_like(log_kernel, memory_format=torch.contiguous_format)
+
+
+_sinkhorn_forward = torch.ops.fused_i2i.sinkhorn_forward.default
+_sinkhorn_backward = torch.ops.fused_i2i.sinkhorn_backward.default
+
+
+# ---- autograd --------------------------------------------------------------------------------------------------------
+
+
+class _Sinkhorn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, iterations, impl):
+        if torch.compiler.is_compiling():
+            plan, potentials = _sinkhorn_forward(x, iterations)
+        else:
+            plan, potentials = _launcher(impl).forward(x, iterations)
+        ctx.save_for_backward(x, potentials)
+        ctx.iterations, ctx.impl = iterations, impl
+        return plan
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, potentials = ctx.saved_tensors
+        if torch.compiler.is_compiling():  # asked first: while tracing, the reference path must not be looked at
+            dx = _sinkhorn_backward(grad, x, potentials)
+        elif torch.is_grad_enabled():  # create_graph=True
+            with torch.enable_grad():
+                plan = reference.sinkhorn(x, ctx.iterations)
+                (dx,) = torch.autograd.grad(plan, x, grad, create_graph=True)
+        else:
+            dx = _launcher(ctx.impl).backward(grad, x, potentials)
+        return dx, None, None
+
+
+# ---- public ----------------------------------------------------------------------------------------------------------
+
+
+def sinkhorn(log_kernel: Tensor, iterations: int = 50, *, impl: str = "auto") -> Tensor:
+    """Log of the entropic transport plan (Cuturi 2013, arXiv 1306.0895) of each exp(log_kernel), all marginals 1.
+
+    Rows are scaled, then columns, `iterations` times, rows first: u = 1 / (K v), v = 1 / (K^T u), plan = u K v, all in
+    the log domain, so that kernels of any spread stay finite. With S != M rows are scaled to sum to M / S. After the
+    last iteration columns sum to 1; rows do once the iteration has converged.
+
+    Args:
+        log_kernel: (B, S, M), one problem per b, or (S, M); float32, bfloat16, float16, or float64 (reference only).
+            -inf stands for a pair that may not be matched.
+        iterations: at least 1.
+        impl: "auto", "reference", "cpu" or "triton" (see `kernels.backend_report`).
+
+    Returns:
+        shape and dtype of log_kernel, contiguous; computed in float32 for every dtype, float64 for float64. Gradients
+        are those of the unrolled loop.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype or shape.
+        kernels.BackendUnavailable: `impl` names an implementation that cannot run.
+    """
+    if not isinstance(log_kernel, Tensor):
+        raise TypeError(f"log_kernel: got {type(log_kernel).__name__}, want a tensor of shape (B, S, M) or (S, M)")
+    if log_kernel.dtype not in _FLOATING:
+        raise TypeError(f"log_kernel: got {log_kernel.dtype}, want float32, bfloat16, float16 or float64")
+    if log_kernel.layout != torch.strided:
+        raise TypeError(f"log_kernel: got layout {log_kernel.layout}, want a dense tensor")
+    if log_kernel.dim() not in (2, 3):
+        raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want (B, S, M) or (S, M)")
+    if log_kernel.numel() == 0:
+        raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want at least one element")
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise TypeError(f"iterations: got {type(iterations).__name__}, want an int")
+    if iterations < 1:
+        raise ValueError(f"iterations: got {iterations}, want an int >= 1")
+    chosen = backends.choose(impl, log_kernel, OFFERED, DTYPES)
+    x = log_kernel if log_kernel.dim() == 3 else log_kernel[None]
+    if chosen == "reference":
+        plan = reference.sinkhorn(x, iterations)
+    elif torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        plan = _Sinkhorn.apply(x, iterations, chosen)
+    else:
+        plan, _ = _launcher(chosen).forward(x, iterations, keep=False)
+    return plan.reshape(log_kernel.shape)

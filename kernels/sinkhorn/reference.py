@@ -1,0 +1,24 @@
+"""Sinkhorn iterations in plain torch: the oracle of the fused implementations, and what runs where they cannot.
+
+Differentiable to any order; computes in float64 for float64 inputs and in float32 for everything narrower.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def sinkhorn(log_kernel: torch.Tensor, iterations: int) -> torch.Tensor:
+    """log plan of log_kernel (B, S, M), same dtype: rows scaled, then columns, `iterations` times, rows first.
+
+    Rows are to sum to M / S and columns to 1. The columns are scaled last and do; the rows do in the limit.
+    """
+    x = log_kernel if log_kernel.dtype == torch.float64 else log_kernel.float()
+    row = math.log(x.shape[2] / x.shape[1])
+    b = x.new_zeros(())
+    for _ in range(iterations):
+        a = row - torch.logsumexp(x + b, 2, keepdim=True)
+        b = -torch.logsumexp(x + a, 1, keepdim=True)
+    return (x + a + b).to(log_kernel.dtype)
