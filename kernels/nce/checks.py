@@ -29,8 +29,8 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def check_tensor(name: str, value: object, shape: str) -> None:
-    """value: a dense floating tensor."""
+def check_tensor(name: str, value: object, shape: object) -> None:
+    """value: a dense floating tensor. `shape`: for the message, formed only then (torch.compile traces the rest)."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {_kind(value)}, want a tensor of shape {shape}")
     if value.dtype not in _FLOATING:
@@ -58,7 +58,7 @@ def _check_like(name: str, value: Tensor, other: str, q: Tensor) -> None:
 
 def check_keys(name: str, k: object, q_name: str, q: Tensor) -> None:
     """k: shape, dtype and device of q."""
-    check_tensor(name, k, str(tuple(q.shape)))
+    check_tensor(name, k, q.shape)
     if k.shape != q.shape:
         raise ValueError(f"{name}: got shape {tuple(k.shape)}, want {q_name}'s {tuple(q.shape)}")
     _check_like(name, k, q_name, q)
@@ -80,11 +80,10 @@ def _check_layer(at: str, q, k, negatives, log_weight, similarity_weight) -> tup
             )
         count = q.shape[1]
     else:
-        want = f"(M, {width}) or ({batch}, M, {width}), M >= 1"
-        check_tensor(bank, negatives, want)
+        check_tensor(bank, negatives, "(M, C) or (B, M, C)")
         shape = tuple(negatives.shape)
         if len(shape) not in (2, 3) or shape[-1] != width or (len(shape) == 3 and shape[0] != batch) or shape[-2] == 0:
-            raise ValueError(f"{bank}: got shape {shape}, want {want}")
+            raise ValueError(f"{bank}: got shape {shape}, want (M, {width}) or ({batch}, M, {width}), M >= 1")
         _check_like(bank, negatives, q_name, q)
         count = shape[-2]
     wanted = (batch, q.shape[1], count)
@@ -101,7 +100,7 @@ def _broadcast(name: str, value: object, shape: tuple[int, ...], q: Tensor) -> T
     """value as a view of `shape`."""
     if value is None:
         return None
-    check_tensor(name, value, f"that broadcasts to {shape}")
+    check_tensor(name, value, shape)
     if value.device != q.device:
         raise ValueError(f"{name}: got device {value.device}, want q's {q.device}")
     given = tuple(value.shape)
