@@ -18,6 +18,7 @@ from kernels.norm import (
     instance_norm,
     munit_layer_norm,
 )
+from kernels.patches import PatchSampler, sample_patches, tap_patches
 from kernels.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "InstanceNorm2d",
     "MunitLayerNorm",
     "PatchNCELoss",
+    "PatchSampler",
     "adain",
     "adaptive_instance_norm",
     "backend_report",
@@ -39,8 +41,10 @@ __all__ = [
     "monce_log_weight",
     "munit_layer_norm",
     "patch_nce_loss",
+    "sample_patches",
     "semantic_relation_loss",
     "sinkhorn",
+    "tap_patches",
 ]
 
 

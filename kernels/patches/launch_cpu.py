@@ -1,0 +1,58 @@
+"""Tensors to addresses and strides for the C++ operators (csrc/cpu/patches.cpp). No autograd, no argument checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels import _native
+from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
+
+Tensor = torch.Tensor
+
+_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _arguments(x: Tensor, strides: Strides, rows: Tensor, ids: Tensor, unique: bool, fill: int) -> tuple:
+    n, p, c = rows.shape
+    return (x.data_ptr(), rows.data_ptr(), ids.data_ptr(), n, c, p, *strides, _DTYPE[x.dtype], unique, fill)
+
+
+def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+    """The patches (B, P, C) of every map, in one parallel region."""
+    arguments, found, held = [], [], []
+    for x, at in zip(maps, ids):
+        rows = new_rows(x, at)
+        found.append(rows)
+        if rows.numel():
+            x, strides = readable(x)
+            at = at.contiguous()
+            held += (x, at)
+            arguments += _arguments(x, strides, rows, at, True, 0)
+    if arguments:
+        _native.load().patches_gather(*arguments)
+    return found
+
+
+def backward(grads: Sequence[Tensor], ids: Sequence[Tensor], forms: Sequence[Form], unique: bool) -> list[Tensor]:
+    """The dense gradient of every map, from the gradients (B, P, C) of its patches."""
+    arguments, found, held = [], [], []
+    for rows, at, form in zip(grads, ids, forms):
+        total = new_map(form, rows)
+        found.append(total)
+        if total.numel():
+            rows, at = rows.contiguous(), at.contiguous()
+            held += (rows, at)
+            fill = total.numel() * total.element_size()
+            arguments += _arguments(total, strides_of(total), rows, at, unique, fill)
+    if arguments:
+        _native.load().patches_scatter(*arguments)
+    return found
+
+
+def add(total: Tensor, rows: Tensor, ids: Tensor) -> None:
+    """Adds the rows (B, P, C) into total (B, C, *spatial), which is dense."""
+    if rows.numel() and positions(total):
+        rows, ids = rows.contiguous(), ids.contiguous()
+        _native.load().patches_scatter(*_arguments(total, strides_of(total), rows, ids, False, 0))

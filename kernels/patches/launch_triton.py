@@ -1,0 +1,99 @@
+"""Tensors to tiles and grids for the triton kernels (triton_kernels.py). No autograd, no checks of arguments.
+
+Launches go to the current stream of the tensors' device, nothing is copied to the host and all memory comes from torch:
+safe inside CUDA graphs once each kernel has run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from kernels.patches import triton_kernels
+from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
+
+Tensor = torch.Tensor
+
+# A tile of 1024 elements at 4 warps: eight independent loads a thread, which is what hides the latency of a read that
+# no neighbour shares, and 64 programs for 256 patches of 256 channels, so that five layers fill a device.
+BLOCK_P, BLOCK_C, BLOCK_Q, WARPS = 16, 64, 64, 4
+MOST = 8  # maps of a launch
+
+
+class _Problem(NamedTuple):
+    """One map of a launch."""
+
+    x: Tensor
+    ids: Tensor
+    rows: Tensor
+    strides: Strides
+
+
+def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
+    # enable_fp_fusion as everywhere in this library; these kernels only add
+    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
+
+
+def _on(x: Tensor) -> contextlib.AbstractContextManager:
+    """Makes x's device current where it is not: triton launches on the current device."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return contextlib.nullcontext()
+
+
+def _launch(kernel, problems: Sequence[_Problem], **constants) -> None:
+    """One launch for each dtype and each MOST maps: a program selects between pointers, so they share a type."""
+    for dtype in dict.fromkeys(p.x.dtype for p in problems):
+        alike = [p for p in problems if p.x.dtype == dtype]
+        for start in range(0, len(alike), MOST):
+            group = alike[start : start + MOST]
+            programs, sizes = 0, []
+            for x, _, rows, strides in group:
+                n, p, c = rows.shape
+                length = positions(x)
+                numbers = (programs, c, p, length, *strides)
+                sizes.append(tuple(triton_kernels.encode(number) for number in numbers))
+                programs += n * -(-p // BLOCK_P) * -(-c // BLOCK_C)
+            x, ids, rows, _ = zip(*group)
+            with _on(x[0]):
+                _run(
+                    *(kernel, programs, WARPS, x, ids, rows, tuple(sizes)),
+                    **constants,
+                    BLOCK_P=BLOCK_P,
+                    BLOCK_C=BLOCK_C,
+                )
+
+
+def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+    """The patches (B, P, C) of every map. NaN where a position is outside its map."""
+    found, problems = [], []
+    for x, at in zip(maps, ids):
+        rows = new_rows(x, at)
+        found.append(rows)
+        if rows.numel():
+            x, strides = readable(x)
+            problems.append(_Problem(x, at.contiguous(), rows, strides))
+    _launch(triton_kernels.gather, problems)
+    return found
+
+
+def backward(grads: Sequence[Tensor], ids: Sequence[Tensor], forms: Sequence[Form], unique: bool) -> list[Tensor]:
+    """The dense gradient of every map, from the gradients (B, P, C) of its patches. Positions outside are left out."""
+    found, problems = [], []
+    for rows, at, form in zip(grads, ids, forms):
+        total = new_map(form, rows).zero_()
+        found.append(total)
+        if rows.numel():
+            problems.append(_Problem(total, at.contiguous(), rows.contiguous(), strides_of(total)))
+    _launch(triton_kernels.scatter, problems, UNIQUE=unique, ADD=False, BLOCK_Q=BLOCK_Q)
+    return found
+
+
+def add(total: Tensor, rows: Tensor, ids: Tensor) -> None:
+    """Adds the rows (B, P, C) into total (B, C, *spatial), which is dense."""
+    if rows.numel():
+        problem = _Problem(total, ids.contiguous(), rows.contiguous(), strides_of(total))
+        _launch(triton_kernels.scatter, [problem], UNIQUE=False, ADD=True, BLOCK_Q=BLOCK_Q)

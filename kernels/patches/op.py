@@ -1,0 +1,310 @@
+"""sample_patches and tap_patches: checks, choice of implementation, autograd.
+
+Eager calls go through one autograd.Function straight to a launcher; while torch.compile traces, the same function calls
+a registered op of `fused_i2i` instead (see kernels/norm/op.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Sequence
+
+import torch
+
+from kernels import backends
+from kernels.patches import launch_cpu, ownership, reference
+from kernels.patches.checks import (
+    as_ids,
+    check_features,
+    check_fits,
+    check_generator,
+    check_map,
+    check_num_patches,
+    check_range,
+    given_ids,
+)
+from kernels.patches.spec import DTYPES, OFFERED, Form, dense_copy, form_of, is_dense, new_map, new_rows, positions
+
+Tensor = torch.Tensor
+
+
+def _launcher(impl: str) -> types.ModuleType:
+    if impl == "cpu":
+        return launch_cpu
+    from kernels.patches import launch_triton  # imports triton
+
+    return launch_triton
+
+
+# ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
+
+# Forms travel as the sizes of all maps in a row, their numbers of dimensions, and their memory orders.
+_library = torch.library.Library("fused_i2i", "FRAGMENT")
+_library.define("sample_patches(Tensor[] maps, Tensor[] ids) -> Tensor[]")
+_library.define(
+    "sample_patches_backward(Tensor[] grads, Tensor[] ids, SymInt[] sizes, int[] dims, bool[] channels_last, "
+    "bool unique) -> Tensor[]"
+)
+_library.define("tap_patches_backward(Tensor grad, Tensor rows, Tensor ids, bool channels_last) -> Tensor")
+
+
+def _packed(forms: Sequence[Form]) -> tuple[list[int], list[int], list[bool]]:
+    sizes = list(itertools.chain.from_iterable(form.size for form in forms))
+    return sizes, [len(form.size) for form in forms], [form.channels_last for form in forms]
+
+
+def _unpacked(sizes: Sequence[int], dims: Sequence[int], channels_last: Sequence[bool]) -> list[Form]:
+    ends = list(itertools.accumulate(dims))
+    return [Form(tuple(sizes[end - d : end]), last) for end, d, last in zip(ends, dims, channels_last)]
+
+
+def _register(key: str, impl: str) -> None:
+    def sample_patches(maps, ids):
+        if key == "CPU":  # traced code cannot look at them
+            for layer, (x, at) in enumerate(zip(maps, ids)):
+                check_range(f"ids[{layer}]", at, x)
+        return _launcher(impl).forward(maps, ids)
+
+    def sample_patches_backward(grads, ids, sizes, dims, channels_last, unique):
+        return _launcher(impl).backward(grads, ids, _unpacked(sizes, dims, channels_last), unique)
+
+    def tap_patches_backward(grad, rows, ids, channels_last):
+        total = dense_copy(grad, channels_last)
+        _launcher(impl).add(total, rows, ids)
+        return total
+
+    _library.impl("sample_patches", sample_patches, key)
+    _library.impl("sample_patches_backward", sample_patches_backward, key)
+    _library.impl("tap_patches_backward", tap_patches_backward, key)
+
+
+_register("CPU", "cpu")
+_register("CUDA", "triton")
+
+
+@torch.library.register_fake("fused_i2i::sample_patches")
+def _(maps, ids):
+    return [new_rows(x, at) for x, at in zip(maps, ids)]
+
+
+@torch.library.register_fake("fused_i2i::sample_patches_backward")
+def _(grads, ids, sizes, dims, channels_last, unique):
+    return [new_map(form, rows) for rows, form in zip(grads, _unpacked(sizes, dims, channels_last))]
+
+
+@torch.library.register_fake("fused_i2i::tap_patches_backward")
+def _(grad, rows, ids, channels_last):
+    return new_map(Form(tuple(grad.shape), channels_last), grad)
+
+
+_sample_patches = torch.ops.fused_i2i.sample_patches.default
+_sample_patches_backward = torch.ops.fused_i2i.sample_patches_backward.default
+_tap_patches_backward = torch.ops.fused_i2i.tap_patches_backward.default
+
+
+# ---- autograd --------------------------------------------------------------------------------------------------------
+
+
+def _gather(impl: str, maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+    if torch.compiler.is_compiling():
+        return _sample_patches(maps, ids)
+    return _launcher(impl).forward(maps, ids)
+
+
+def _scatter(impl: str, unique: bool, rows, ids, forms) -> list[Tensor]:
+    if torch.compiler.is_compiling():
+        return _sample_patches_backward(rows, ids, *_packed(forms), unique)
+    return _launcher(impl).backward(rows, ids, forms, unique)
+
+
+class _Sample(torch.autograd.Function):
+    """Maps to patches. Keeps the positions and the maps' sizes, not the maps."""
+
+    @staticmethod
+    def forward(ctx, impl, unique, *maps_and_ids):
+        count = len(maps_and_ids) // 2
+        maps, ids = maps_and_ids[:count], maps_and_ids[count:]
+        ctx.save_for_backward(*ids)
+        ctx.impl, ctx.unique, ctx.forms = impl, unique, [form_of(x) for x in maps]
+        ctx.set_materialize_grads(False)
+        return tuple(_gather(impl, maps, ids))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        ids, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        found = [None] * (2 * len(grads))
+        wanted = [i for i in range(len(grads)) if grads[i] is not None and need[i]]
+        if wanted:
+            rows, at, forms = ([of[i] for i in wanted] for of in (grads, ids, ctx.forms))
+            # asked first: while tracing, torch would look at the differentiable way too
+            if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+                dense = _Spread.apply(ctx.impl, ctx.unique, forms, *rows, *at)
+            else:
+                dense = _scatter(ctx.impl, ctx.unique, rows, at, forms)
+            for i, gradient in zip(wanted, dense):
+                found[i] = gradient
+        return None, None, *found
+
+
+class _Spread(torch.autograd.Function):
+    """Patches to maps that are zero elsewhere: the derivative of _Sample, whose own is _Sample again."""
+
+    @staticmethod
+    def forward(ctx, impl, unique, forms, *rows_and_ids):
+        count = len(rows_and_ids) // 2
+        rows, ids = rows_and_ids[:count], rows_and_ids[count:]
+        ctx.save_for_backward(*ids)
+        ctx.impl, ctx.unique = impl, unique
+        ctx.set_materialize_grads(False)
+        return tuple(_scatter(impl, unique, rows, ids, forms))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        ids, found = ctx.saved_tensors, [None] * (2 * len(grads))
+        wanted = [i for i in range(len(grads)) if grads[i] is not None]
+        if wanted:
+            maps, at = [grads[i] for i in wanted], [ids[i] for i in wanted]
+            for i, rows in zip(wanted, _Sample.apply(ctx.impl, ctx.unique, *maps, *at)):
+                found[i] = rows
+        return None, None, None, *found
+
+
+class _Tap(torch.autograd.Function):
+    """A map passes through and leaves patches. Backward adds their gradients into the map's own, in its memory where
+    nobody else holds that."""
+
+    @staticmethod
+    def forward(ctx, x, ids, impl):
+        ctx.save_for_backward(ids)
+        ctx.impl, ctx.form = impl, form_of(x)
+        ctx.set_materialize_grads(False)
+        return x.view_as(x) if torch.compiler.is_compiling() else x.detach(), _gather(impl, (x,), (ids,))[0]
+
+    @staticmethod
+    def backward(ctx, grad, rows):
+        if rows is None:
+            return grad, None, None
+        (ids,) = ctx.saved_tensors
+        if torch.compiler.is_compiling():
+            if grad is None:
+                return _scatter(ctx.impl, False, [rows], [ids], [ctx.form])[0], None, None
+            return _tap_patches_backward(grad, rows, ids, ctx.form.channels_last), None, None
+        if torch.is_grad_enabled():  # create_graph=True
+            (spread,) = _Spread.apply(ctx.impl, False, [ctx.form], rows, ids)
+            return spread if grad is None else grad + spread, None, None
+        if grad is None:
+            return _launcher(ctx.impl).backward([rows], [ids], [ctx.form], False)[0], None, None
+        if not (ownership.owned(grad) and is_dense(grad)):
+            grad = dense_copy(grad, ctx.form.channels_last)
+        _launcher(ctx.impl).add(grad, rows, ids)
+        return grad, None, None
+
+
+def _sample(maps: Sequence[Tensor], ids: Sequence[Tensor], impl: str, unique: bool) -> list[Tensor]:
+    """Patches of maps that all take this fused implementation."""
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in maps)):
+        return _gather(impl, maps, ids)
+    if torch.compiler.is_compiling():
+        # under other names: Dynamo refuses a tensor that is two arguments
+        maps, ids = [x.view_as(x) for x in maps], [at.view_as(at) for at in ids]
+    return list(_Sample.apply(impl, unique, *maps, *ids))
+
+
+# ---- public ----------------------------------------------------------------------------------------------------------
+
+
+def _draw(x: Tensor, num_patches: int | None, generator: torch.Generator | None) -> Tensor:
+    """Positions of x without repetition; drawn where the generator lives."""
+    count = positions(x)
+    if num_patches is None:
+        return torch.arange(count, device=x.device)
+    device = x.device if generator is None else generator.device
+    drawn = torch.randperm(count, generator=generator, device=device)[:num_patches]
+    return drawn.to(x.device)
+
+
+def sample_patches(
+    features: Sequence[Tensor],
+    num_patches: int | None = 256,
+    ids: Sequence[object] | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    impl: str = "auto",
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Features at some positions of several maps, as CUT contrasts them (Park et al. 2020, arXiv 2007.15651).
+
+    patches[l][b, p] = features[l][b, :, ids[l][p]], with the spatial positions counted in row-major order. All maps are
+    read in one pass, where they are: contiguous, channels last, or as the inside of a larger map.
+
+    Args:
+        features: list of maps (B, C, *spatial), each of any size, batch and dtype (float32, bfloat16, float16, or
+            float64 through the reference), all on one device.
+        num_patches: P, how many positions to draw of each map, without repetition and shared by its batch; None takes
+            all positions in order. Not used with `ids`.
+        ids: for each map its positions (P,), integers as a tensor, NumPy array or sequence; repeated ones are allowed
+            and their gradients add up. None draws them with torch.randperm, one call for each map in order.
+        generator: for the draw, on any device. With one on the maps' device, or none, nothing waits for the device.
+        impl: "auto", "reference", "cpu" or "triton" (see `kernels.backend_report`).
+
+    Returns:
+        (patches, ids): for each map (B, P, C) in the map's dtype, and the positions int64 (P,) on the maps' device, to
+        sample other maps at. The gradient of a map is dense, in its dtype and memory format; rows of one position are
+        added in float32, in their order, before they are rounded.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape, dtype or device; more patches than positions;
+            positions outside a map. Positions that are on a GPU already are not looked at, since the host would have
+            to wait for them: those outside the map yield rows of NaN and no gradient.
+        kernels.BackendUnavailable: `impl` names an implementation that cannot run.
+    """
+    check_features(features)
+    check_num_patches(num_patches)
+    check_generator(generator)
+    chosen = [backends.choose(impl, x, OFFERED, DTYPES) for x in features]
+    if ids is None:
+        for layer, x in enumerate(features):
+            check_fits(num_patches, layer, x)
+        at = [_draw(x, num_patches, generator) for x in features]
+    else:
+        at = given_ids(ids, features)
+    patches: list[Tensor] = [None] * len(features)
+    fused = [layer for layer, name in enumerate(chosen) if name != "reference"]
+    if fused:
+        found = _sample([features[i] for i in fused], [at[i] for i in fused], chosen[fused[0]], ids is None)
+        for layer, rows in zip(fused, found):
+            patches[layer] = rows
+    for layer, x in enumerate(features):
+        if patches[layer] is None:
+            patches[layer] = reference.sample(x, at[layer])
+    return patches, at
+
+
+def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
+    """Passes a map on and returns its features at some positions, without a gradient map of their own.
+
+    Where a network goes on from x, use the returned map in its place: the gradient that comes back for it is the one
+    the patches' rows are added to, in its own memory where only autograd holds it (else in a copy). Sampling x by
+    `sample_patches` instead costs a map of zeros and the sum of two maps.
+
+    Args:
+        x: (B, C, *spatial), dtypes as in `sample_patches`.
+        ids: (P,), integers as a tensor, NumPy array or sequence; may repeat. As in `sample_patches`.
+        impl: "auto", "reference", "cpu" or "triton".
+
+    Returns:
+        (x, patches): x under another name, not copied, and (B, P, C) in x's dtype.
+
+    Raises:
+        TypeError, ValueError, kernels.BackendUnavailable: as `sample_patches`.
+    """
+    check_map("x", x)
+    chosen = backends.choose(impl, x, OFFERED, DTYPES)
+    at = as_ids("ids", ids, x)
+    if chosen == "reference":
+        return x, reference.sample(x, at)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x, _gather(chosen, (x,), (at,))[0]
+    if not torch.compiler.is_compiling():
+        ownership.prepare()
+    return _Tap.apply(x, at, chosen)
