@@ -3,7 +3,7 @@
 from i2i.config import Config
 from i2i.cut import CUT
 from i2i.errors import TrainingDiverged, UsageError
-from i2i.losses import GANLoss, patch_nce_loss
+from i2i.losses import GANLoss
 from i2i.networks import PatchDiscriminator, PatchFeatureNetwork, ResnetGenerator
 from i2i.train import train
 
@@ -16,6 +16,5 @@ __all__ = [
     "ResnetGenerator",
     "TrainingDiverged",
     "UsageError",
-    "patch_nce_loss",
     "train",
 ]

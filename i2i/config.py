@@ -48,6 +48,8 @@ class Config:
             self._require(getattr(self, name) > 0, name, "above 0")
         self._require(0 <= self.beta1 < 1, "beta1", "in [0, 1)")
         self._require(self.crop_size >= 32 and self.crop_size % 4 == 0, "crop_size", "a multiple of 4, at least 32")
+        places = (self.crop_size // 4) ** 2  # of the smallest tapped maps
+        self._require(self.num_patches <= places, "num_patches", f"at most {places}, (crop_size / 4) squared")
         self._require(self.load_size >= self.crop_size, "load_size", f"at least crop_size ({self.crop_size})")
         self._require(self.gan_mode in TRAINABLE_GAN_MODES, "gan_mode", f"one of {', '.join(TRAINABLE_GAN_MODES)}")
         self._require(len(self.data) <= 2, "data", "one folder with trainA and trainB, or two folders")

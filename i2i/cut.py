@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+import kernels
 from i2i.config import Config
-from i2i.losses import GANLoss, patch_nce_loss
+from i2i.losses import GANLoss
 from i2i.networks import NCE_LAYERS, PatchDiscriminator, PatchFeatureNetwork, ResnetGenerator, init_weights
 
 
@@ -17,12 +18,13 @@ class CUT:
 
     def __init__(self, config: Config, device: torch.device | str = "cpu", impl: str = "auto"):
         self.config = config
+        self.impl = impl
         # Built and initialised on the CPU, so that a seed gives the same weights on every device.
         torch.manual_seed(config.seed)
         self.patch_rng = torch.Generator().manual_seed(config.seed)
         self.G = init_weights(ResnetGenerator(ngf=config.ngf, n_blocks=config.n_blocks, impl=impl)).to(device)
         self.D = init_weights(PatchDiscriminator(ndf=config.ndf, impl=impl)).to(device)
-        self.F = init_weights(PatchFeatureNetwork(self.G.tap_channels(NCE_LAYERS))).to(device)
+        self.F = init_weights(PatchFeatureNetwork(self.G.tap_channels(NCE_LAYERS), impl=impl)).to(device)
         self.gan = GANLoss(config.gan_mode)
         self.optimizers = {
             name: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(config.beta1, 0.999))
@@ -63,12 +65,14 @@ class CUT:
     def nce_loss(self, source: Tensor, translated: Tensor) -> Tensor:
         """What lies at a place in `translated` must resemble what lay there in `source`, more than the source's other
         places do. Scalar: lambda_nce * PatchNCE, mean over places, then over the tapped layers."""
-        with torch.no_grad():  # the keys get no gradient (see patch_nce_loss), so their graph need not exist
-            keys = self.G(source, NCE_LAYERS, encode_only=True)
-            keys, ids = self.F(keys, self.config.num_patches, generator=self.patch_rng)
-        queries, _ = self.F(self.G(translated, NCE_LAYERS, encode_only=True), ids=ids)
-        per_layer = [patch_nce_loss(q, k, self.config.temperature).mean() for q, k in zip(queries, keys, strict=True)]
-        return self.config.lambda_nce * torch.stack(per_layer).mean()
+        with torch.no_grad():  # the keys get no gradient (see kernels.patch_nce_loss), so their graph need not exist
+            maps = self.G(source, NCE_LAYERS, encode_only=True)
+            keys, ids = kernels.sample_patches(maps, self.config.num_patches, generator=self.patch_rng, impl=self.impl)
+            keys = self.F.project(keys)
+        queries = self.F.project(self.G(translated, NCE_LAYERS, encode_only=True, ids=ids))
+        return self.config.lambda_nce * kernels.patch_nce_loss(
+            queries, keys, temperature=self.config.temperature, normalize=True, impl=self.impl
+        )
 
     def _update(self, names: Iterable[str], loss: Tensor) -> None:
         for name in names:

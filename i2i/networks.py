@@ -90,6 +90,7 @@ class ResnetGenerator(nn.Module):
         impl: str = "auto",
     ):
         super().__init__()
+        self.impl = impl
 
         def norm_relu(channels: int, padding: int = 0) -> list[nn.Module]:
             norm = kernels.InstanceNorm2d(channels, activation="relu", padding=padding, impl=impl)
@@ -116,24 +117,39 @@ class ResnetGenerator(nn.Module):
         self.model = nn.Sequential(*net)
 
     def forward(
-        self, x: Tensor, layers: Sequence[int] = (), encode_only: bool = False
+        self,
+        x: Tensor,
+        layers: Sequence[int] = (),
+        encode_only: bool = False,
+        ids: Sequence[Tensor] | None = None,
     ) -> Tensor | list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Without `layers`, the output. With: (output, features), one feature per index into `model`; with
         `encode_only` the list of features alone, and nothing is computed past the last of them.
 
         A tap on a norm is what the published in-place ReLU leaves there: relu(norm). A tap on a convolution is raw.
+        With `ids`, flat positions (P,) for each of the `layers`, features are the patches there, (N, P, C), and their
+        gradients are added to those of the maps where they pass (see `kernels.tap_patches`).
         """
         taps = list(layers)
         if taps != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < len(self.model)):
             raise ValueError(f"layers must be ascending indices from 0 to {len(self.model) - 1}, got {taps}")
         if encode_only and not taps:
             raise ValueError("encode_only needs the indices of the wanted layers")
+        if ids is not None and len(ids) != len(taps):
+            raise ValueError(f"ids must be one tensor for each of the {len(taps)} layers, got {len(ids)}")
         features = []
         for index, layer in enumerate(self.model):
             x = layer(x)
             if index in taps:
                 margin = self._padded.get(index, 0)
-                features.append(x[..., margin:-margin, margin:-margin] if margin else x)
+                inside = x[..., margin:-margin, margin:-margin] if margin else x
+                if ids is None:
+                    features.append(inside)
+                elif margin:
+                    features += kernels.sample_patches([inside], ids=[ids[len(features)]], impl=self.impl)[0]
+                else:
+                    x, patches = kernels.tap_patches(x, ids[len(features)], impl=self.impl)
+                    features.append(patches)
                 if encode_only and index == taps[-1]:
                     return features
         return (x, features) if taps else x
@@ -178,9 +194,10 @@ class PatchDiscriminator(nn.Module):
 class PatchFeatureNetwork(nn.Module):
     """CUT's `mlp_sample`: features at sampled positions, each layer through an MLP of its own onto the unit sphere."""
 
-    def __init__(self, channels: Sequence[int], width: int = 256):
+    def __init__(self, channels: Sequence[int], width: int = 256, impl: str = "auto"):
         super().__init__()
         self.layers = len(channels)
+        self.impl = impl
         for i, c in enumerate(channels):
             self.add_module(f"mlp_{i}", nn.Sequential(nn.Linear(c, width), nn.ReLU(), nn.Linear(width, width)))
 
@@ -191,28 +208,22 @@ class PatchFeatureNetwork(nn.Module):
         ids: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps (B, C, H, W) -> a list of (B, P, width) and the list of the positions used, flat indices of shape (P,).
+        """Maps (B, C, H, W) -> a list of (B, P, width), rows of unit length, and the list of the positions used.
 
-        Positions are distinct and shared by the batch: those given as `ids`, or min(num_patches, H*W) drawn from
-        `generator`. Drawn on the CPU, so that a seed means the same on every device.
+        Positions are distinct and shared by the batch: those given as `ids`, or drawn (see `kernels.sample_patches`).
         """
-        if len(features) != self.layers:
-            raise ValueError(f"this network was built for {self.layers} feature maps, got {len(features)}")
-        rows, used = [], []
-        for i, x in enumerate(features):
-            x = x.flatten(2)
-            if ids is None:
-                here = torch.randperm(x.shape[2], generator=generator)[:num_patches]
-            else:
-                here = ids[i]
-            here = here.to(x.device)
-            used.append(here)
-            y = self.get_submodule(f"mlp_{i}")(x.index_select(2, here).transpose(1, 2))
-            # The epsilon is added to the norm, not a floor under it: with CUT's initialisation the norms of the first
-            # layers are about 1e-5, and the two differ. vector_norm, because a row can be exactly 0 (where a ReLU cuts
-            # off all channels of a narrow generator): its gradient there is 0, that of a plain root is nan.
-            rows.append(y / (torch.linalg.vector_norm(y, dim=-1, keepdim=True) + 1e-7))
-        return rows, used
+        patches, ids = kernels.sample_patches(features, num_patches, ids, generator=generator, impl=self.impl)
+        # The epsilon is added to the norm, not a floor under it: with CUT's initialisation the norms of the first
+        # layers are about 1e-5, and the two differ. vector_norm, because a row can be exactly 0 (where a ReLU cuts off
+        # all channels of a narrow generator): its gradient there is 0, that of a plain root is nan.
+        rows = self.project(patches)
+        return [y / (torch.linalg.vector_norm(y, dim=-1, keepdim=True) + 1e-7) for y in rows], ids
+
+    def project(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        """(B, P, C) of every layer -> (B, P, width), for a loss that normalises."""
+        if len(patches) != self.layers:
+            raise ValueError(f"this network was built for {self.layers} feature maps, got {len(patches)}")
+        return [self.get_submodule(f"mlp_{i}")(x) for i, x in enumerate(patches)]
 
 
 def init_weights(net: nn.Module, gain: float = 0.02) -> nn.Module:

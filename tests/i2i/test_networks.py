@@ -162,6 +162,25 @@ def test_every_tap_is_what_the_unfused_layers_leave(down, up):
     torch.testing.assert_close(output, unfused[-1], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+def test_patches_are_the_maps_at_their_positions(impl):
+    """Tapping on the way, in gradients too; the last two taps lie where norm and padding are one operator."""
+    net = ResnetGenerator(ngf=4, n_blocks=1, impl=impl)
+    x = torch.randn(2, 3, 16, 16)
+    layers = (0, 3, 8, len(net.model) - 5, len(net.model) - 4)
+    ids = [torch.tensor([5, 0, 15, 5]) for _ in layers]
+    results = []
+    for tapped in (False, True):
+        output, features = net(x, layers, ids=ids if tapped else None)
+        if not tapped:
+            features = [f.flatten(2)[:, :, i].transpose(1, 2) for f, i in zip(features, ids, strict=True)]
+        loss = output.square().sum() + sum((f**3).sum() for f in features)
+        results.append([output, *features, *torch.autograd.grad(loss, net.parameters())])
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="one tensor for each of the 5 layers, got 4"):
+        net(x, layers, ids=ids[:4])
+
+
 def test_encode_only_stops_after_the_last_tap():
     net = ResnetGenerator(ngf=4, n_blocks=6)
     net.model[17].register_forward_hook(lambda *_: pytest.fail("computed past the last tap"))
@@ -191,20 +210,20 @@ def test_published_parameter_counts():
 def test_sampled_positions_are_distinct_shared_and_from_the_generator():
     net = PatchFeatureNetwork([3, 5], width=8)
     maps = [torch.randn(2, 3, 6, 7), torch.randn(2, 5, 3, 3)]
-    rows, ids = net(maps, 16, generator=torch.Generator().manual_seed(1))
-    assert [row.shape for row in rows] == [(2, 16, 8), (2, 9, 8)]  # a map of 9 places gives 9
+    rows, ids = net(maps, 9, generator=torch.Generator().manual_seed(1))
+    assert [row.shape for row in rows] == [(2, 9, 8), (2, 9, 8)]
     assert all(len(i.unique()) == len(i) for i in ids)
-    again, same = net(maps, 16, generator=torch.Generator().manual_seed(1))
+    again, same = net(maps, 9, generator=torch.Generator().manual_seed(1))
     assert all(torch.equal(a, b) for a, b in zip(ids, same, strict=True))
     with pytest.raises(ValueError, match="built for 2 feature maps, got 1"):
-        net(maps[:1])
+        net(maps[:1], 9)
 
 
 def test_rows_of_zeros_have_finite_gradients():
     """A narrow generator's ReLUs leave places where all channels are 0; while biases are 0, so is the projection."""
     net = init_weights(PatchFeatureNetwork([4]))
     x = torch.zeros(1, 4, 3, 3, requires_grad=True)
-    net([x])[0][0].square().sum().backward()
+    net([x], 9)[0][0].square().sum().backward()
     assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in net.parameters())
 
 
