@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks` measures a selection in about two minutes on two cores, `--full` everything."""
+"""Command line: `python -m benchmarks` measures a selection in a few minutes on two cores, `--full` everything."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 import kernels
-from benchmarks import machine
+from benchmarks import contrastive, contrastive_cases, machine
 from benchmarks.cases import MODES, OPERATORS, Shape, cases
 from benchmarks.plot import picture
-from benchmarks.providers import FUSED, PROVIDERS, Provider
-from benchmarks.report import SCHEMA, is_noisy, loss_line, summarise, write
+from benchmarks.providers import FUSED, PROVIDERS
+from benchmarks.report import SCHEMA, is_noisy, loss_line, provenance, summarise, write
 from benchmarks.runner import Json, run
 
 ROUNDS, ROUNDS_FULL = 7, 20
@@ -35,13 +35,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--full", action="store_true", help=f"every shape, torch.compile everywhere, {ROUNDS_FULL} rounds"
     )
     parser.add_argument(
-        "--op", action="append", default=[], choices=[op.name for op in OPERATORS], help="only this (repeatable)"
+        "--op",
+        action="append",
+        default=[],
+        choices=[*(op.name for op in OPERATORS), *contrastive_cases.NAMES],
+        help="only this (repeatable)",
     )
     parser.add_argument(
-        "--shape", action="append", default=[], type=_shape, help="NxCxHxW instead of the published ones (repeatable)"
+        "--shape",
+        action="append",
+        default=[],
+        type=_shape,
+        help="NxCxHxW instead of the published ones (repeatable); norms only",
     )
     parser.add_argument(
-        "--skip", action="append", default=[], choices=[p.name for p in PROVIDERS if p.name != FUSED], help="leave out"
+        "--skip",
+        action="append",
+        default=[],
+        choices=[p.name for p in PROVIDERS if p.name != FUSED],
+        help="leave out (repeatable)",
     )
     parser.add_argument(
         "--rounds", type=_positive, help=f"rounds per row (default {ROUNDS}, with --full {ROUNDS_FULL})"
@@ -50,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for ops.json, ops.md and ops.png (default runs/benchmarks/MACHINE)",
+        help="folder for the tables and plots, ops.* and contrastive.* (default runs/benchmarks/MACHINE)",
     )
     return parser.parse_args(argv)
 
@@ -79,24 +91,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("matplotlib") is None:  # now, not after minutes of measuring
         print("the plot needs matplotlib: pip install -e '.[bench]'", file=sys.stderr)
         return 2
-    providers = [provider for provider in PROVIDERS if provider.name not in options.skip]
+    folder = options.output or Path("runs/benchmarks") / machine.slug(device)
+    paths: list[Path] = []
+    results: list[Json] = []
     # with caches of its own, so that compile times are those of a first compilation
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as caches:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
-        result = measure(options, device, providers)
-    paths = write(result, options.output or Path("runs/benchmarks") / machine.slug(device), picture(result))
-    _print_summary(result)
+        for measure, report in ((measure_norms, report_norms), (measure_contrastive, report_contrastive)):
+            result = measure(options, device)
+            if result is None:
+                continue
+            results.append(result)
+            paths += report(result, folder)
+            if result["interrupted"]:
+                break
     print("\n".join(str(path) for path in paths))
-    if result["interrupted"]:
+    if any(result["interrupted"] for result in results):
         return 130
-    wrong = [f for f in result["summary"]["failures"] if f["provider"] == FUSED]
-    return 1 if wrong else 0
+    return int(any(f["provider"] == FUSED for result in results for f in result["summary"]["failures"]))
 
 
-def measure(options: argparse.Namespace, device: torch.device, providers: Sequence[Provider]) -> Json:
-    """The whole result, as it goes into the JSON. Ctrl-C ends the measuring, not the program."""
+def measure_norms(options: argparse.Namespace, device: torch.device) -> Json | None:
+    """The whole result, as it goes into the JSON; None where none of these operators was asked for."""
     selected = cases(options.full, options.op, options.shape)
+    if not selected:
+        return None
+    providers = [provider for provider in PROVIDERS if provider.name not in options.skip]
     rounds = options.rounds or (ROUNDS_FULL if options.full else ROUNDS)
+    result = _measure(options, device, rounds, lambda: run(selected, providers, device, rounds))
+    return result | {"summary": summarise(result["rows"])}
+
+
+def report_norms(result: Json, folder: Path) -> list[Path]:
+    paths = write(result, folder, picture(result))
+    _print_summary(result)
+    return paths
+
+
+def measure_contrastive(options: argparse.Namespace, device: torch.device) -> Json | None:
+    """The same of the contrastive rooms; None where none was asked for, or shapes of the norms were."""
+    selected = [] if options.shape else contrastive_cases.cases(options.full, options.op)
+    if not selected:
+        return None
+    rounds = options.rounds or ROUNDS
+    result = _measure(options, device, rounds, lambda: contrastive.run(selected, device, rounds, options.skip))
+    memory = [] if result["interrupted"] else contrastive.memory_curve(device, options.full)
+    return result | {"memory": memory, "summary": contrastive.summarise(result["rows"])}
+
+
+def report_contrastive(result: Json, folder: Path) -> list[Path]:
+    paths = contrastive.write(result, folder, provenance(result))
+    contrastive.print_summary(result)
+    return paths
+
+
+def _measure(
+    options: argparse.Namespace, device: torch.device, rounds: int, measured: Callable[[], Iterator[Json]]
+) -> Json:
+    """Rows with all that is to be said of the run. Ctrl-C ends the measuring, not the program."""
     # as a trainer should: otherwise page faults of freshly mapped tensors outweigh the operators, everybody's alike
     kept = device.type == "cpu" and kernels.keep_freed_memory()
     load = machine.Load()
@@ -104,7 +156,7 @@ def measure(options: argparse.Namespace, device: torch.device, providers: Sequen
     rows: list[Json] = []
     interrupted = False
     try:
-        for row in run(selected, providers, device, rounds):
+        for row in measured():
             rows.append(row)
     except KeyboardInterrupt:
         interrupted = True
@@ -123,7 +175,6 @@ def measure(options: argparse.Namespace, device: torch.device, providers: Sequen
         "other_load": load.others(),
         **machine.provenance(device),
         "rows": rows,
-        "summary": summarise(rows),
     }
 
 

@@ -52,7 +52,7 @@ def summarise(rows: Sequence[Json]) -> Json:
                     groups.setdefault(group, {}).setdefault(name, []).append(result["fused_speedup"])
     return {
         "speedups": {
-            group: {name: _spread_of_ratios(ratios) for name, ratios in by_name.items()}
+            group: {name: summarise_ratios(ratios) for name, ratios in by_name.items()}
             for group, by_name in groups.items()
         },
         "losses": [
@@ -83,7 +83,8 @@ def loss_line(loss: Json) -> str:
     return f"loss {loss['ratio']:.2f}x against {loss['baseline']}: {loss['row']}{noisy}"
 
 
-def _spread_of_ratios(ratios: Sequence[float]) -> Json:
+def summarise_ratios(ratios: Sequence[float]) -> Json:
+    """Geometric mean and range."""
     return {"geomean": statistics.geometric_mean(ratios), "min": min(ratios), "max": max(ratios), "rows": len(ratios)}
 
 
@@ -104,7 +105,7 @@ def _sizes(row: Json) -> str:
 
 def markdown(result: Json) -> str:
     rows, summary = result["rows"], result["summary"]
-    lines = [f"# Fused operators: {result['kind']}", "", *_provenance(result), ""]
+    lines = [f"# Fused operators: {result['kind']}", "", *provenance(result), ""]
     lines += [f"* {note}" for note in _NOTES[result["device"]]]
     lines += ["", "Providers:", ""]
     lines += [f"* **{provider.name}**: {provider.about}" for provider in PROVIDERS]
@@ -133,7 +134,8 @@ def markdown(result: Json) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _provenance(result: Json) -> list[str]:
+def provenance(result: Json) -> list[str]:
+    """Machine, versions, commit, date and command, as lines of Markdown."""
     machine, versions, commit = result["machine"], result["versions"], result["commit"]
     gpu = machine.get("gpu")
     state = (

@@ -49,7 +49,7 @@ def measured(providers, *names: str) -> list[dict]:
 def assembled(monkeypatch, rows: list[dict]) -> dict:
     """A whole result around given rows."""
     monkeypatch.setattr(cli, "run", lambda *_: iter(rows))
-    return cli.measure(cli.parse(["--op", "adain"]), CPU, PROVIDERS)
+    return cli.measure_norms(cli.parse(["--op", "adain"]), CPU)
 
 
 def wrong(name: str) -> Provider:
