@@ -8,48 +8,30 @@ constants that are compiled are those of `kernels.norm.launch_triton`, not a cop
 from __future__ import annotations
 
 import functools
-import os
-import re
-import subprocess
-import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
 import torch
+from offline import (  # noqa: F401 (the fixture is found by its name)
+    GFX942,
+    GPUTarget,
+    Launch,
+    assert_compile,
+    assert_fit,
+    describe,
+    key,
+    needs_assembler,
+    one_parser_at_a_time,
+)
+from offline import distinct as distinct_launches
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
-    pytest.skip("TRITON_INTERPRET is set: kernels are interpreted, not compiled", allow_module_level=True)
+from kernels.norm import launch_triton, triton_backward, triton_forward
+from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
-
-from kernels.norm import launch_triton, triton_backward, triton_forward, triton_parts  # noqa: E402
-from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec  # noqa: E402
-
-POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
-SHARED = {80: 166912, 90: 232448, 100: 232448}  # bytes a program may use
 # Bytes of stores and loads together. On sm_80 ptxas gives up one register of 7 kernels in 440 that are far from any
 # limit, to fit one more program on a multiprocessor.
 SPILLED = {80: 8, 90: 0, 100: 0}
-REGISTER_FILE = 65536
-
-
-class Launch(NamedTuple):
-    kernel: object
-    programs: int
-    warps: int
-    args: tuple
-    constants: dict
-
-
-class Resources(NamedTuple):
-    registers: int
-    spilled: int
-    shared: int
+TELLING = ("PAD", "ACT", "CHANNELS_LAST")
 
 
 # ---- what would be launched ---------------------------------------------------------------------------------------
@@ -96,108 +78,8 @@ def launches(case: Case) -> list[Launch]:
     return found
 
 
-def source(launch: Launch) -> ASTSource:
-    """The launch as triton's just-in-time compiler would specialise it."""
-    names = launch.kernel.arg_names
-    values = dict(zip(names, launch.args)) | launch.constants
-    assert list(values) and set(values) == set(names), "arguments do not match the kernel's"
-    signature, constants, attrs = {}, {}, {}
-    for i, name in enumerate(names):
-        value = values[name]
-        plain = name in triton_parts.PLAIN
-        aligned = False
-        if isinstance(value, torch.Tensor):
-            signature[name] = POINTER[value.dtype]
-            aligned = value.storage_offset() * value.element_size() % 16 == 0
-        elif name in launch.constants or value is None or (isinstance(value, int) and value == 1 and not plain):
-            signature[name] = "constexpr"
-            constants[(i,)] = value
-        elif isinstance(value, int):
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0 and not plain
-        else:
-            signature[name] = "fp32"
-        if aligned:
-            attrs[(i,)] = [["tt.divisibility", 16]]
-    return ASTSource(launch.kernel, signature, constants, attrs)
-
-
-# ---- compiling ----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def assembler() -> str:
-    """triton's own ptxas for the newest PTX, which counts registers and spills; empty where the wheel has none."""
-    path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "ptxas-blackwell")
-    return path if os.access(path, os.X_OK) else ""
-
-
-def compile_for(launch: Launch, target: GPUTarget):
-    options = {"num_warps": launch.warps, "num_stages": 1, "enable_fp_fusion": True}
-    return triton.compile(source(launch), target=target, options=options)
-
-
-def resources(launch: Launch, capability: int) -> Resources:
-    compiled = compile_for(launch, GPUTarget("cuda", capability, 32))
-    ptx = compiled.asm["ptx"]
-    arch = re.search(r"\.target\s+(sm_\w+)", ptx).group(1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "kernel.ptx")
-        with open(path, "w") as file:
-            file.write(ptx)
-        command = [assembler(), "-v", f"--gpu-name={arch}", path, "-o", os.path.join(folder, "kernel.cubin")]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stderr
-    registers = int(re.search(r"Used (\d+) registers", text).group(1))
-    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", text))
-    return Resources(registers, spilled, compiled.metadata.shared)
-
-
-def key(launch: Launch) -> tuple:
-    src = source(launch)
-    return launch.kernel.__name__, launch.warps, str(src.signature), str(src.constants), str(src.attrs)
-
-
-def describe(launch: Launch) -> str:
-    telling = ("PAD", "ACT", "CHANNELS_LAST")
-    blocks = {k: v for k, v in launch.constants.items() if k.startswith("BLOCK") or k in telling}
-    return f"{launch.kernel.__name__} warps={launch.warps} {blocks}"
-
-
 def distinct(cases: list[Case]) -> list[Launch]:
-    found = {}
-    for case in cases:
-        for launch in launches(case):
-            found.setdefault(key(launch), launch)
-    return list(found.values())
-
-
-def over_budget(launch: Launch, capability: int) -> str:
-    used = resources(launch, capability)
-    if used.shared > SHARED[capability]:
-        return f"{describe(launch)}: {used.shared} bytes of shared memory on sm_{capability}"
-    if used.registers > 255 or launch.warps * 32 * used.registers > REGISTER_FILE:
-        return f"{describe(launch)}: {used.registers} registers on sm_{capability}"
-    if used.spilled > SPILLED[capability]:
-        return f"{describe(launch)}: {used.spilled} bytes spilled on sm_{capability}"
-    return ""
-
-
-@pytest.fixture(autouse=True)
-def one_parser_at_a_time(monkeypatch):
-    """CPython 3.11 counts the recursion of ast.parse per interpreter, not per thread: two at once can end in "AST
-    constructor recursion depth mismatch"."""
-    parse, lock = JITFunction.parse, threading.Lock()
-
-    def alone(self):
-        with lock:
-            return parse(self)
-
-    monkeypatch.setattr(JITFunction, "parse", alone)
-
-
-def in_parallel(function, items: list) -> list:
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        return list(pool.map(function, items))
+    return distinct_launches(launch for case in cases for launch in launches(case))
 
 
 # ---- the published networks' shapes ------------------------------------------------------------------------
@@ -259,22 +141,12 @@ def selection() -> list[Case]:
     ]
 
 
-needs_assembler = pytest.mark.skipif(
-    not assembler(), reason="this triton has no ptxas-blackwell, which counts registers and spilled bytes"
-)
-
-
 def assert_fits(cases: list[Case], capability: int) -> None:
-    found = [
-        problem for problem in in_parallel(lambda launch: over_budget(launch, capability), distinct(cases)) if problem
-    ]
-    assert not found, "\n".join(found)
+    assert_fit(distinct(cases), capability, SPILLED[capability], TELLING)
 
 
 def assert_compiles(cases: list[Case], target: GPUTarget) -> None:
-    """No assembler to count for this target: that it compiles, and its shared memory."""
-    compiled = in_parallel(lambda launch: compile_for(launch, target), distinct(cases))
-    assert compiled and all(kernel.metadata.shared <= 65536 for kernel in compiled)
+    assert_compile(distinct(cases), target)
 
 
 def test_the_selection_has_every_kernel():
@@ -300,7 +172,7 @@ def test_resources_on_other_generations(capability):
 
 
 def test_compiles_for_gfx942():
-    assert_compiles(selection()[1::4], GPUTarget("hip", "gfx942", 64))
+    assert_compiles(selection()[1::4], GFX942)
 
 
 @pytest.mark.slow
@@ -312,7 +184,7 @@ def test_resources_of_everything(capability):
 
 @pytest.mark.slow
 def test_everything_compiles_for_gfx942():
-    assert_compiles(every_case(), GPUTarget("hip", "gfx942", 64))
+    assert_compiles(every_case(), GFX942)
 
 
 # ---- the heuristic itself ----------------------------------------------------------------------------------
@@ -328,7 +200,7 @@ def test_one_large_image_fills_the_device(dtype, channels_last):
     """64 planes of 256x256 are 64 programs for an algorithm of one program per plane, on 132 multiprocessors."""
     for launch in launches(Case((1, 64, 256, 256), dtype, channels_last)):
         if not launch.kernel.__name__.startswith("combine"):
-            assert launch.programs >= 3 * launch_triton.ASSUMED_SMS, describe(launch)
+            assert launch.programs >= 3 * launch_triton.ASSUMED_SMS, describe(launch, TELLING)
 
 
 def test_planes_that_fit_a_tile_take_one_launch():
