@@ -135,7 +135,8 @@ def measure_contrastive(options: argparse.Namespace, device: torch.device) -> Js
         return None
     rounds = options.rounds or ROUNDS
     result = _measure(options, device, rounds, lambda: contrastive.run(selected, device, rounds, options.skip))
-    memory = [] if result["interrupted"] else contrastive.memory_curve(device, options.full)
+    banks = any(case.name == "patch_nce_bank" for case in selected)
+    memory = contrastive.memory_curve(device, options.full) if banks and not result["interrupted"] else []
     return result | {"memory": memory, "summary": contrastive.summarise(result["rows"])}
 
 

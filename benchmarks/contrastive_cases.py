@@ -22,10 +22,10 @@ TEMPERATURE = 0.07
 CUT_MAPS = ((3, 262, 262), (128, 256, 256), (256, 128, 128), (256, 64, 64), (256, 64, 64))  # tapped at 256 x 256
 
 ABOUT = {
-    EAGER: "stock operators as the published code calls them: CUT's Normalize, bmm, diagonal filled, cat, cross entropy "
-    "with target 0; for the bank the same with the bank's products behind the positive; MoNCE's loop of bmm; "
+    EAGER: "stock operators as the published code calls them: CUT's Normalize, bmm, diagonal filled, cat, cross "
+    "entropy with target 0; for the bank the same with the bank's products behind the positive; MoNCE's loop of bmm; "
     "CUT's permute, flatten, index; for the path its feature network and loss of five layers",
-    PRODUCT: "the best of stock operators: F.normalize-like rows, cross entropy of one matrix product",
+    PRODUCT: "the best of stock operators: the same rows, cross entropy of one matrix product",
     f"torch.compile, {EAGER}": "`eager` compiled in the default mode, caches cold; compiling is reported, not counted",
     f"torch.compile, {PRODUCT}": "the same of `product + CE`",
     FUSED: 'this library, impl="auto"',
@@ -106,7 +106,8 @@ class Work(NamedTuple):
         if not backward:
             return outputs
         grads = [g.to(y.dtype) for g, y in zip(self.grads, outputs)]
-        return [*outputs, *torch.autograd.grad(outputs, [self.tensors[i] for i in self.wanted], grads)]
+        found = torch.autograd.grad(outputs, [self.tensors[i] for i in self.wanted], grads)
+        return [*(y.detach() for y in outputs), *found]
 
 
 # ---- published forms -------------------------------------------------------------------------------------------------
