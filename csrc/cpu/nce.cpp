@@ -48,8 +48,10 @@ const NceLayer& layer_of(const NceArgs& A, int64_t& task, int64_t& first_row, F 
 }
 
 int forward(const NceArgs& A, ParallelFor parallel) {
-  const int64_t share_of_rows = up(pieces(A.rows, 4 * A.threads), kLanes);
-  const auto rows_of_task = [&](const NceLayer& L) { return least(L.bank ? kBankRows : kImageRows, share_of_rows); };
+  const auto rows_of_task = [&](const NceLayer& L) {
+    return L.bank ? least(kBankRows, up(pieces(A.rows, 2 * A.threads), kLanes))
+                  : least(kImageRows, up(pieces(A.rows, 4 * A.threads), kLanes));
+  };
   const auto tasks_of = [&](const NceLayer& L) { return groups(L) * pieces(group_rows(L), rows_of_task(L)); };
   int64_t tasks = 0, width = 1;
   for (int64_t i = 0; i < A.count; ++i) {

@@ -57,9 +57,9 @@ struct Forward {
       const int64_t keys = least(L.m - j0, kKeys);
       const bf16* raw = (const bf16*)L.negatives() + (shift + j0) * c;
       Rows n = {};
-      if (!pairs || A.normalize)
-        n = directions_of(L.negatives(), A.dtype, c, shift + j0, keys, A.normalize, w.keys, w.norms);
-      for (int64_t j = 0; j < keys; ++j) w.scale[j] = pairs && A.normalize ? w.norms[j].inverse : 1;
+      if (!pairs) n = directions_of(L.negatives(), A.dtype, c, shift + j0, keys, A.normalize, w.keys, w.norms);
+      for (int64_t j = 0; j < keys; ++j)
+        w.scale[j] = pairs && A.normalize ? inverse_norm((double)square(raw + j * c, c)) : 1;
       if (pairs && L.unit) pair_rows(raw, c, keys, ld, (uint32_t*)w.keys);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t lanes = least(count - t * kLanes, kLanes);

@@ -93,6 +93,7 @@ Rows rows_of(const void* base, int64_t dtype, int64_t c, int64_t first, int64_t 
 struct Norm {
   float inverse, back;
 };
+static inline float inverse_norm(double square) { return (float)(1 / (sqrt(square) + (double)kEps)); }
 static inline Norm norm_of(const float* row, int64_t c, bool normalize) {
   if (!normalize) return {1, 0};
   // in double: an error of the inverse is one of the temperature, which magnifies it 14 times
@@ -156,6 +157,21 @@ void pack_lane_pairs(const Rows& rows, int64_t count, int64_t c, uint32_t* to) {
     for (int64_t i = count; i < kLanes; ++i)
       for (int64_t y = x; y < last; y += 2) to[y / 2 * kLanes + i] = 0;
   }
+}
+
+float square(const bf16* row, int64_t c) {
+  vf total[2] = {};
+  int64_t x = 0;
+  for (; x + 2 * W <= c; x += 2 * W) {
+    const vf a = load(row + x), b = load(row + x + W);
+    total[0] += a * a;
+    total[1] += b * b;
+  }
+  for (; x < c; x += W) {
+    const vf a = load_first(row + x, (int)least(c - x, W));
+    total[0] += a * a;
+  }
+  return sum(total[0] + total[1]);
 }
 
 // Two rows of a tile or of keys beside each other, column by column: to[row / 2][x]. An odd last row pairs with zeros.

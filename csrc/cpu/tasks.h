@@ -15,10 +15,12 @@ void run(ParallelFor parallel, int64_t count, int64_t grain, F f) {
   parallel(count, grain > 1 ? grain : 1, &f, [](void* c, int64_t b, int64_t e) { (*(F*)c)(b, e); });
 }
 
-struct Scratch {  // freed on return
+struct Scratch {  // freed on return; begins at a cache line: a vector across two of them costs double
+  void* base;
   void* p;
-  explicit Scratch(int64_t bytes) : p(malloc(bytes > 0 ? (size_t)bytes : 1)) {}
-  ~Scratch() { free(p); }
+  explicit Scratch(int64_t bytes)
+      : base(malloc((size_t)(bytes > 0 ? bytes : 0) + 64)), p(base ? (void*)(((uintptr_t)base + 63) & ~(uintptr_t)63) : base) {}
+  ~Scratch() { free(base); }
   Scratch(const Scratch&) = delete;
   double* doubles() { return (double*)p; }
   float* floats() { return (float*)p; }
