@@ -30,14 +30,16 @@ def _where(result: Json) -> str:
 
 
 def speedups(result: Json) -> bytes:
-    """A panel per operator; a row of dots per case, one dot per baseline, to the right of 1 where fused is faster."""
+    """Forward and backward: a panel per operator, a row of dots per case, one dot per baseline, right of 1 where fused
+    is faster. Forward rows are in the tables."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    rows = [row for row in result["rows"] if any("fused_speedup" in r for r in row["providers"].values())]
+    rows = [row for row in result["rows"] if row["mode"] == MODES[1]]
+    rows = [row for row in rows if any("fused_speedup" in r for r in row["providers"].values())]
     names = [n for n in NAMES if any(row["operator"] == n for row in rows)] or ["nothing measured"]
     counts = [max(1, sum(row["operator"] == n for row in rows)) for n in names]
     figure, axes = pyplot.subplots(
@@ -51,7 +53,7 @@ def speedups(result: Json) -> bytes:
     )
     for axis, name in zip(axes[:, 0], names):
         mine = [row for row in rows if row["operator"] == name]
-        labels = [f"{row['label'].removeprefix(name + ' ')}, {row['mode']}" for row in mine]
+        labels = [row["label"].removeprefix(f"{name} ") for row in mine]
         for y, row in enumerate(mine):
             for baseline, r in row["providers"].items():
                 if "fused_speedup" in r:
@@ -77,7 +79,7 @@ def speedups(result: Json) -> bytes:
         if any(name in row["providers"] for row in rows)
     ]
     handles.append(Line2D([], [], marker="X", color="none", mfc="white", mec=_LOSS, label="loss"))
-    title = f"Times faster, fused against stock torch {result['versions']['torch']}: {_where(result)}"
+    title = f"Times faster, {MODES[1]}, fused against stock torch {result['versions']['torch']}: {_where(result)}"
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, title=title)
     return _png(figure)
 

@@ -5,9 +5,7 @@
 namespace KERNELS_ISA {
 namespace {
 
-// Queries of a task. A bank lies in memory, and a block of it is read once for all of a task's queries; the keys of an image
-// stay in cache, and small tasks spread better over threads.
-constexpr int64_t kBankRows = 256, kImageRows = 64;
+constexpr int64_t kMostRows = 256;  // of a task: its keys are read, and normalised, once for so many queries
 
 // Tasks differ in size, so threads take the next one when they are done. Which thread takes which changes no result.
 // f(task, space); space holds `floats` for one thread.
@@ -48,9 +46,12 @@ const NceLayer& layer_of(const NceArgs& A, int64_t& task, int64_t& first_row, F 
 }
 
 int forward(const NceArgs& A, ParallelFor parallel) {
+  // As large as leaves every thread two tasks of a bank, or four of keys that come from the cache anyway; powers of two
+  // halve an image's rows evenly.
   const auto rows_of_task = [&](const NceLayer& L) {
-    return L.bank ? least(kBankRows, up(pieces(A.rows, 2 * A.threads), kLanes))
-                  : least(kImageRows, up(pieces(A.rows, 4 * A.threads), kLanes));
+    int64_t rows = kLanes;
+    while (rows < kMostRows && 2 * rows * (L.bank ? 2 : 4) * A.threads <= A.rows) rows *= 2;
+    return rows;
   };
   const auto tasks_of = [&](const NceLayer& L) { return groups(L) * pieces(group_rows(L), rows_of_task(L)); };
   int64_t tasks = 0, width = 1;
@@ -58,7 +59,7 @@ int forward(const NceArgs& A, ParallelFor parallel) {
     tasks += tasks_of(A.layers[i]);
     if (A.layers[i].c > width) width = A.layers[i].c;
   }
-  return share(parallel, A.threads, tasks, Forward::Space::floats(width, kBankRows), [&](int64_t task, float* space) {
+  return share(parallel, A.threads, tasks, Forward::Space::floats(width, kMostRows), [&](int64_t task, float* space) {
     int64_t first_row;
     const NceLayer& L = layer_of(A, task, first_row, tasks_of);
     const int64_t rows = rows_of_task(L), each = pieces(group_rows(L), rows), from = (task % each) * rows;
@@ -70,7 +71,7 @@ int forward(const NceArgs& A, ParallelFor parallel) {
 int backward(const NceArgs& A, ParallelFor parallel) {
   const auto columns = [](const NceLayer& L) { return L.grad_bank || L.grad_log_weight || (L.grad_k && !L.bank); };
   const auto by_columns = [&](const NceLayer& L) { return columns(L) ? groups(L) * pieces(L.m, kKeys) : 0; };
-  const auto by_rows = [](const NceLayer& L) { return pieces(L.b * L.s, kBankRows); };
+  const auto by_rows = [](const NceLayer& L) { return pieces(L.b * L.s, kMostRows); };
   const auto tasks_of = [&](const NceLayer& L) { return by_columns(L) + by_rows(L); };
   int64_t tasks = 0, width = 1;
   bool recompute = false;
@@ -93,7 +94,7 @@ int backward(const NceArgs& A, ParallelFor parallel) {
       Columns{A, L, first_row, 1 / A.temperature}.run(group * count, count, shift, j0, least(L.m - j0, kKeys), w);
       return;
     }
-    const int64_t row0 = (task - by_columns(L)) * kBankRows, count = least(L.b * L.s - row0, kBankRows);
+    const int64_t row0 = (task - by_columns(L)) * kMostRows, count = least(L.b * L.s - row0, kMostRows);
     if (L.grad_q) scale_rows(A, L, first_row, row0, count, space);
     if (L.grad_k && L.bank) positive_rows(A, L, first_row, row0, count, space);
   });
