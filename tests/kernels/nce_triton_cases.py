@@ -1,5 +1,5 @@
-"""What the triton kernels of patch_nce_loss must compute, on whichever machine runs them: test_nce_triton.py runs this
-file in triton's interpreter on the CPU, test_nce_gpu.py on a GPU. Not collected by itself.
+"""What the triton kernels of patch_nce_loss must compute, on whichever machine runs them: test_triton_interpreter.py
+runs this file in triton's interpreter on the CPU, test_nce_gpu.py on a GPU. Not collected by itself.
 
 Rule for numbers: the error against float64 is at most twice that of plain torch in the same dtype, plus 4 units of the
 dtype's rounding at the largest value of the result. Plain torch is the reference in float32; for 16-bit inputs, which

@@ -1,5 +1,5 @@
-"""What the triton patches kernels must compute, on whichever machine runs them: test_patches_triton.py runs this file
-in triton's interpreter on the CPU, test_patches_gpu.py on a GPU. Not collected by itself."""
+"""What the triton patches kernels must compute, on whichever machine runs them: test_triton_interpreter.py runs this
+file in triton's interpreter on the CPU, test_patches_gpu.py on a GPU. Not collected by itself."""
 
 from __future__ import annotations
 
