@@ -8,21 +8,19 @@ copied to the host or from it and all memory comes from torch: safe inside CUDA 
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from kernels import backends
+from kernels._triton import cdiv, on, pow2, sms_of
 from kernels.nce import triton_backward, triton_forward
 from kernels.nce.spec import Layer, Spec, new_rows
 
 Tensor = torch.Tensor
 
 MAX_LAYERS = 8  # of one launch
-ASSUMED_SMS = 132  # of an H100 or H200, where there is no device to ask
 
 
 class Config(NamedTuple):
@@ -66,34 +64,9 @@ class Work(NamedTuple):
         return self.layer.q.shape[-1]
 
 
-def _pow2(n: int) -> int:
-    """The power of two at or above n."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-@functools.cache
-def _sms(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def _sms_of(x: Tensor) -> int:
-    return _sms(x.get_device()) if x.is_cuda else ASSUMED_SMS
-
-
 def _run(kernel, programs: int, warps: int, stages: int, *args, **constants) -> None:
     # enable_fp_fusion: backward computes the logits again and must round them as forward did
     kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes x's device current where it is not: triton launches on the current device."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return contextlib.nullcontext()
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -132,18 +105,18 @@ def _choose(found: Sequence[tuple], side: int, programs: Callable[[int], int], s
 
 def _config(found: Sequence[tuple], side: int, work: list[Work], columns: int, x: Tensor) -> Config:
     """columns: most of a gradient that a program computes, 0 if it has none to compute."""
-    block_c = min(max(_pow2(max(w.width for w in work)), 16), columns) if columns else 0
+    block_c = min(max(pow2(max(w.width for w in work)), 16), columns) if columns else 0
 
     def programs(block: int) -> int:
         return sum(_programs(w, side, block, block_c) for w in work)
 
-    block_q, block_n, warps = _choose(found, side, programs, _sms_of(x))
+    block_q, block_n, warps = _choose(found, side, programs, sms_of(x))
     return Config(block_q, block_n, BLOCK_K, block_c, warps, STAGES)
 
 
 def _programs(w: Work, side: int, block: int, block_c: int) -> int:
-    tiles = _cdiv(w.layer.count if side else w.span, block)
-    return w.problems * tiles * (_cdiv(w.width, block_c) if block_c else 1)
+    tiles = cdiv(w.layer.count if side else w.span, block)
+    return w.problems * tiles * (cdiv(w.width, block_c) if block_c else 1)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -236,7 +209,7 @@ class _Call:
         blocks = {"BLOCK_Q": config.block_q, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
         if columns:
             blocks["BLOCK_C"] = config.block_c
-        with _on(x):
+        with on(x):
             _run(
                 kernel,
                 sum(counts),

@@ -9,13 +9,13 @@ CUDA graphs once each kernel has run.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from typing import NamedTuple
 
 import torch
 
+from kernels._triton import cdiv, on, pow2, sms_of
 from kernels.norm import triton_backward, triton_forward
 from kernels.norm.spec import LAYER_STD, Spec, dense, is_channels_last, new_output, new_stats
 
@@ -28,7 +28,6 @@ RESIDENT_FORWARD = 16384
 RESIDENT_BACKWARD = 16384
 MAX_CHUNKS = 512  # of one plane
 MERGE_IN_APPLY = 512  # partial results (12 bytes each) a program may merge itself; beyond, a launch more costs less
-ASSUMED_SMS = 132  # of an H100 or H200, where there is no device to ask
 
 
 class Config(NamedTuple):
@@ -47,21 +46,12 @@ class Config(NamedTuple):
         return self.block_c * self.chunks <= MERGE_IN_APPLY
 
 
-def _pow2(n: int) -> int:
-    """The power of two at or above n."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
 def _pow2_below(n: int) -> int:
     return 1 << (max(n, 1).bit_length() - 1)
 
 
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def _programs(n: int, c: int, block_c: int, channels_last: bool) -> int:
-    return n * _cdiv(c, block_c) if channels_last else _cdiv(n * c, block_c)
+    return n * cdiv(c, block_c) if channels_last else cdiv(n * c, block_c)
 
 
 def _warps(elements: int, per_thread: int) -> int:
@@ -75,18 +65,18 @@ def configure(
     """The heuristic. resident: elements of the largest tile that may hold whole planes, 0 for a form whose groups are
     no planes. per_thread: elements of a tile each thread holds."""
     # Channels last, a tile is as many channels wide as 32, 64 or 128 bytes hold: memory moves 32 at a time.
-    widths = [min(_pow2(c), b // itemsize) for b in (128, 64, 32)] if channels_last else [1]
-    block_l = _pow2(length)
+    widths = [min(pow2(c), b // itemsize) for b in (128, 64, 32)] if channels_last else [1]
+    block_l = pow2(length)
     tile = widths[-1] * block_l
     if tile <= resident:
         # planes share a tile while there are enough of them to keep every multiprocessor busy
         room = max(2048 // tile, 1)
         spare = _pow2_below(_programs(n, c, widths[-1], channels_last) // (2 * sms))
-        block_c = min(widths[-1] * min(room, spare), _pow2(c if channels_last else n * c))
+        block_c = min(widths[-1] * min(room, spare), pow2(c if channels_last else n * c))
         tile = block_c * block_l
         return Config(True, block_c, block_l, _warps(tile, per_thread if tile <= 4096 else 32))
     if not channels_last and length < 2048:  # layer norm of short planes
-        widths = [min(_pow2(n * c), 2048 // block_l)]
+        widths = [min(pow2(n * c), 2048 // block_l)]
     found = [_chunks(n, c, length, channels_last, sms, width, per_thread) for width in widths]
     return next((f for f in found if f.merge), found[0])  # the widest that need no launch to merge partial results
 
@@ -94,28 +84,22 @@ def configure(
 def _chunks(n: int, c: int, length: int, channels_last: bool, sms: int, block_c: int, per_thread: int) -> Config:
     """Chunks of tiles `block_c` wide: the largest tiles that give every multiprocessor four programs."""
     for tile in (8192, 4096, 2048):
-        block_l = min(max(tile // block_c, 1), _pow2(length))
-        pieces = _cdiv(length, block_l)
+        block_l = min(max(tile // block_c, 1), pow2(length))
+        pieces = cdiv(length, block_l)
         if tile <= 256 * per_thread and _programs(n, c, block_c, channels_last) * pieces >= 4 * sms:
             break
-    tiles = _cdiv(pieces, MAX_CHUNKS)
-    return Config(False, block_c, block_l, _warps(block_c * block_l, per_thread), _cdiv(pieces, tiles), tiles)
-
-
-@functools.cache
-def _sms(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
+    tiles = cdiv(pieces, MAX_CHUNKS)
+    return Config(False, block_c, block_l, _warps(block_c * block_l, per_thread), cdiv(pieces, tiles), tiles)
 
 
 def _config(x: Tensor, length: int, channels_last: bool, resident: int, per_thread: int) -> Config:
-    sms = _sms(x.get_device()) if x.is_cuda else ASSUMED_SMS
     return configure(
         x.shape[0],
         x.shape[1],
         length,
         x.element_size(),
         channels_last,
-        sms,
+        sms_of(x),
         resident=resident,
         per_thread=per_thread,
     )
@@ -125,13 +109,6 @@ def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
     # num_stages: loads of these loops feed no matrix product, and staging them through shared memory gains nothing.
     # enable_fp_fusion: d * a + b must round the same way in every kernel, or backward would see another z than forward.
     kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes x's device current where it is not: triton launches on the current device."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return contextlib.nullcontext()
 
 
 def _parameter(p: Tensor | None) -> tuple[Tensor | None, int]:
@@ -214,7 +191,7 @@ def _chunk_stats(p: _Problem, config: Config) -> Tensor:
 
 
 def _combine_stats(p: _Problem, config: Config, partials: Tensor, stats: Tensor, form: int, eps: float) -> None:
-    block = min(_pow2(p.group * config.chunks), 1024)
+    block = min(pow2(p.group * config.chunks), 1024)
     _run(
         triton_forward.combine_stats,
         p.planes // p.group,
@@ -247,7 +224,7 @@ def forward(
     sizes = (p.planes, p.c, p.length, p.out_length, p.h, p.w, scale_n, shift_n, *strides)
     scalars = (p.count, spec.eps, spec.offset, spec.slope)
     constants = dict(p.layout(config), FORM=spec.form, ACT=spec.activation, PAD=spec.padding, STRIDED=strided)
-    with _on(p.x):
+    with on(p.x):
         if config.resident:
             tile = config.block_c * config.block_l
             _run(
@@ -266,11 +243,11 @@ def forward(
             partials = None
         _run(
             triton_forward.forward_apply,
-            p.programs(config, _cdiv(p.out_length, config.block_l)),
+            p.programs(config, cdiv(p.out_length, config.block_l)),
             config.warps,
             *(p.x, scale, shift, residual, y, stats, partials, *sizes, config.chunks, config.tiles, *scalars),
             **constants,
-            BLOCK_K=1 if partials is None else _pow2(config.chunks),
+            BLOCK_K=1 if partials is None else pow2(config.chunks),
         )
     return y, stats
 
@@ -302,7 +279,7 @@ def backward(
     config = _backward_config(p, spec.form)
     sizes = (p.planes, p.c, p.length, p.out_length, p.h, p.w, scale_n, shift_n)
     constants = dict(p.layout(config), ACT=spec.activation, PAD=spec.padding)
-    with _on(x):
+    with on(x):
         if config.resident:
             _run(
                 triton_backward.backward_resident,
@@ -323,11 +300,11 @@ def backward(
                 *(*sizes, config.chunks, config.tiles, spec.offset, spec.slope),
                 **constants,
             )
-            block_k = _pow2(config.chunks)
+            block_k = pow2(config.chunks)
             if spec.form == LAYER_STD or not config.merge:
                 groups = p.planes // p.group
                 sums = torch.empty((2, groups), dtype=torch.float32, device=x.device)
-                block_p = max(min(_pow2(p.group), 2048 // block_k), 1)
+                block_p = max(min(pow2(p.group), 2048 // block_k), 1)
                 _run(
                     triton_backward.combine_sums,
                     groups,
@@ -340,7 +317,7 @@ def backward(
                 partials, block_k = None, 1
             _run(
                 triton_backward.backward_apply,
-                p.programs(config, _cdiv(p.length, config.block_l)),
+                p.programs(config, cdiv(p.length, config.block_l)),
                 config.warps,
                 *(grad, x, scale_in, shift_in, stats, dx, dscale, dshift, partials, sums),
                 *(*sizes, p.group, config.chunks, p.count, spec.offset, spec.slope),
@@ -365,7 +342,7 @@ def moments(x: Tensor, form: int, eps: float) -> Tensor:
     if not p.x.numel():
         return stats
     config = _forward_config(p, form)
-    with _on(p.x):
+    with on(p.x):
         if config.resident:
             _run(
                 triton_forward.forward_resident,
@@ -392,10 +369,10 @@ def moments_backward(grad_mean: Tensor, grad_std: Tensor, x: Tensor, stats: Tens
     if not p.x.numel():
         return dx
     config = _backward_config(p, LAYER_STD)  # no sums: tiles as small as fill the device
-    with _on(p.x):
+    with on(p.x):
         _run(
             triton_backward.moments_backward,
-            p.programs(config, _cdiv(p.length, config.block_l)),
+            p.programs(config, cdiv(p.length, config.block_l)),
             config.warps,
             *(grad_mean.contiguous(), grad_std.contiguous(), p.x, stats, dx, p.planes, p.c, p.length, p.count),
             **p.layout(config),

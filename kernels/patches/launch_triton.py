@@ -6,12 +6,12 @@ safe inside CUDA graphs once each kernel has run.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
+from kernels._triton import cdiv, on
 from kernels.patches import triton_kernels
 from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
 
@@ -37,13 +37,6 @@ def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
     kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
 
 
-def _on(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes x's device current where it is not: triton launches on the current device."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return contextlib.nullcontext()
-
-
 def _launch(kernel, problems: Sequence[_Problem], **constants) -> None:
     """One launch for each dtype and each MOST maps: a program selects between pointers, so they share a type."""
     for dtype in dict.fromkeys(p.x.dtype for p in problems):
@@ -56,9 +49,9 @@ def _launch(kernel, problems: Sequence[_Problem], **constants) -> None:
                 length = positions(x)
                 numbers = (programs, c, p, length, *strides)
                 sizes.append(tuple(triton_kernels.encode(number) for number in numbers))
-                programs += n * -(-p // BLOCK_P) * -(-c // BLOCK_C)
+                programs += n * cdiv(p, BLOCK_P) * cdiv(c, BLOCK_C)
             x, ids, rows, _ = zip(*group)
-            with _on(x[0]):
+            with on(x[0]):
                 _run(
                     *(kernel, programs, WARPS, x, ids, rows, tuple(sizes)),
                     **constants,

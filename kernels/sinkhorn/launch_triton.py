@@ -6,11 +6,11 @@ torch: safe inside CUDA graphs once each kernel has run.
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import torch
 
+from kernels._triton import cdiv, on, pow2
 from kernels.sinkhorn import triton_kernels
 from kernels.sinkhorn.spec import new_potentials
 
@@ -23,25 +23,13 @@ ROWS, COLUMNS = 16, 256
 TILE = 32, 128  # of `gradient`, whose programs share a problem
 
 
-def _pow2(n: int) -> int:
-    """The power of two at or above n."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
 def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
     kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
 
 
-def _on(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes x's device current where it is not: triton launches on the current device."""
-    if x.is_cuda and x.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(x.device)
-    return contextlib.nullcontext()
-
-
 def _tile(s: int, m: int, rows: int, columns: int) -> tuple[int, int, int]:
     """(rows, columns, warps) of a tile no larger than asked for, nor than the matrix needs."""
-    block_s, block_m = min(_pow2(s), rows), min(_pow2(m), columns)
+    block_s, block_m = min(pow2(s), rows), min(pow2(m), columns)
     return block_s, block_m, min(max(block_s * block_m // 256, 1), 16)
 
 
@@ -51,7 +39,7 @@ def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Ten
     b, s, m = x.shape
     plan, potentials = torch.empty_like(x), new_potentials(x, iterations)
     block_s, block_m, warps = _tile(s, m, ROWS, COLUMNS)
-    with _on(x):
+    with on(x):
         _run(
             triton_kernels.iterate,
             b,
@@ -71,8 +59,8 @@ def backward(grad: Tensor, log_kernel: Tensor, potentials: Tensor) -> Tensor:
     sizes = (s, m, potentials.shape[1], math.log(m / s))
     block_s, block_m, warps = _tile(s, m, ROWS, COLUMNS)
     small_s, small_m, few = _tile(s, m, *TILE)
-    tiles = -(-s // small_s) * -(-m // small_m)
-    with _on(x):
+    tiles = cdiv(s, small_s) * cdiv(m, small_m)
+    with on(x):
         _run(
             triton_kernels.sweep_potentials,
             b,

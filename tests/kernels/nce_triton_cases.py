@@ -165,8 +165,7 @@ def test_banks_of_odd_sizes(bank, dtype):
 @pytest.mark.parametrize("dtype", [FLOAT, BF16], ids=str)
 @pytest.mark.parametrize("kind", ["in-image", "shared bank"])
 def test_larger_tiles(kind, dtype, launched, monkeypatch):
-    monkeypatch.setattr(launch_triton, "ASSUMED_SMS", 1)
-    monkeypatch.setattr(launch_triton, "_sms", lambda index: 1)
+    monkeypatch.setattr(launch_triton, "sms_of", lambda x: 1)
     shape, bank = ((2, 130, 40), None) if kind == "in-image" else ((2, 70, 40), (140,))
     check(inputs(shape, bank, "log", dtype), normalize=True)
     found = {name: constants for name, _, constants in launched}

@@ -25,6 +25,7 @@ from offline import (  # noqa: F401 (the fixture is found by its name)
 )
 from offline import distinct as distinct_launches
 
+from kernels._triton import ASSUMED_SMS
 from kernels.norm import launch_triton, triton_backward, triton_forward
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec
 
@@ -200,7 +201,7 @@ def test_one_large_image_fills_the_device(dtype, channels_last):
     """64 planes of 256x256 are 64 programs for an algorithm of one program per plane, on 132 multiprocessors."""
     for launch in launches(Case((1, 64, 256, 256), dtype, channels_last)):
         if not launch.kernel.__name__.startswith("combine"):
-            assert launch.programs >= 3 * launch_triton.ASSUMED_SMS, describe(launch, TELLING)
+            assert launch.programs >= 3 * ASSUMED_SMS, describe(launch, TELLING)
 
 
 def test_planes_that_fit_a_tile_take_one_launch():
