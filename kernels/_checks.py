@@ -6,21 +6,27 @@ import math
 
 import torch
 
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What was given, for the message of a TypeError."""
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def check_tensor(name: str, value: object, shape: object) -> None:
+    """value: a dense floating tensor. `shape`: for the message, formed only then (torch.compile traces the rest)."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: got {kind(value)}, want a tensor of shape {shape}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name}: got {value.dtype}, want float32, bfloat16, float16 or float64")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, want a dense tensor")
 
 
 def check_norm_input(op: str, x: object, *, per_plane: bool, name: str = "x") -> None:
     """x: a floating (N, C, *spatial) tensor with more than one element per statistics group."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: got {_kind(x)}, want a tensor of shape (N, C, *spatial)")
-    if x.dtype not in _FLOATING:
-        raise TypeError(f"{name}: got {x.dtype}, want float32, bfloat16, float16 or float64")
-    if x.layout != torch.strided:
-        raise TypeError(f"{name}: got layout {x.layout}, want a dense tensor")
+    check_tensor(name, x, "(N, C, *spatial)")
     if x.dim() < 3:
         raise ValueError(
             f"{name}: got shape {tuple(x.shape)}, want (N, C, *spatial) with at least one spatial dimension"
@@ -41,11 +47,11 @@ def check_matches(name: str, value: object, shape: tuple, x: torch.Tensor, *, an
     if value is None:
         return
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: got {_kind(value)}, want a tensor of shape {shape}")
+        raise TypeError(f"{name}: got {kind(value)}, want a tensor of shape {shape}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, want {shape}")
     if any_float:
-        if value.dtype not in _FLOATING:
+        if value.dtype not in FLOATING:
             raise TypeError(f"{name}: got {value.dtype}, want a floating dtype")
     elif value.dtype != x.dtype:
         raise TypeError(f"{name}: got {value.dtype}, want x's {x.dtype}")
@@ -56,15 +62,30 @@ def check_matches(name: str, value: object, shape: tuple, x: torch.Tensor, *, an
 def check_finite(name: str, value: object) -> None:
     """value: a finite real number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: got {_kind(value)}, want a number")
+        raise TypeError(f"{name}: got {kind(value)}, want a number")
     if not -math.inf < value < math.inf:  # not math.isfinite: torch.compile cannot trace it for a symbolic number
         raise ValueError(f"{name}: got {value}, want a finite number")
+
+
+def check_positive(name: str, value: object) -> None:
+    """value: a finite number > 0."""
+    check_finite(name, value)
+    if value <= 0:
+        raise ValueError(f"{name}: got {value}, want a number > 0")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """value: an int >= least."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {kind(value)}, want an int")
+    if value < least:
+        raise ValueError(f"{name}: got {value}, want an int >= {least}")
 
 
 def check_flag(name: str, value: object) -> None:
     """value: True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {_kind(value)}, want True or False")
+        raise TypeError(f"{name}: got {kind(value)}, want True or False")
 
 
 def check_activation(activation: object, negative_slope: object, known: tuple[str, ...]) -> None:
@@ -76,10 +97,7 @@ def check_activation(activation: object, negative_slope: object, known: tuple[st
 
 def check_padding(padding: object, x: torch.Tensor) -> None:
     """padding: an int >= 0; reflection needs a 4-D x with more rows and columns than that."""
-    if isinstance(padding, bool) or not isinstance(padding, int):
-        raise TypeError(f"padding: got {_kind(padding)}, want an int")
-    if padding < 0:
-        raise ValueError(f"padding: got {padding}, want an int >= 0")
+    check_count("padding", padding, least=0)
     if padding == 0:
         return
     if x.dim() != 4:

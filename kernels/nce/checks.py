@@ -6,37 +6,20 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels._checks import check_finite, check_flag
+from kernels._checks import check_flag, check_positive, check_tensor, kind
 from kernels.nce.spec import Layer
 
 Tensor = torch.Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_options(temperature, normalize, detach_keys, decoupled, reduction) -> None:
-    check_finite("temperature", temperature)
-    if temperature <= 0:
-        raise ValueError(f"temperature: got {temperature}, want a number > 0")
+    check_positive("temperature", temperature)
     for name, value in (("normalize", normalize), ("detach_keys", detach_keys), ("decoupled", decoupled)):
         check_flag(name, value)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}, want one of {', '.join(map(repr, REDUCTIONS))}")
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def check_tensor(name: str, value: object, shape: object) -> None:
-    """value: a dense floating tensor. `shape`: for the message, formed only then (torch.compile traces the rest)."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: got {_kind(value)}, want a tensor of shape {shape}")
-    if value.dtype not in _FLOATING:
-        raise TypeError(f"{name}: got {value.dtype}, want float32, bfloat16, float16 or float64")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: got layout {value.layout}, want a dense tensor")
 
 
 def check_rows(name: str, value: object, least: int = 1) -> None:
@@ -113,7 +96,7 @@ def _per_layer(name: str, value: object, count: int) -> list:
     if value is None:
         return [None] * count
     if isinstance(value, Tensor) or not isinstance(value, Sequence):
-        raise TypeError(f"{name}: got {_kind(value)}, want a list of {count}, one entry per layer, as q is a list")
+        raise TypeError(f"{name}: got {kind(value)}, want a list of {count}, one entry per layer, as q is a list")
     if len(value) != count:
         raise ValueError(f"{name}: got {len(value)} entries, want {count}, one per layer")
     return list(value)
@@ -124,7 +107,7 @@ def check_layers(q, k, negatives, log_weight, similarity_weight) -> tuple[list[L
     is_list = not isinstance(q, Tensor)
     if is_list:
         if not isinstance(q, Sequence) or isinstance(q, str):
-            raise TypeError(f"q: got {_kind(q)}, want a tensor or a list of tensors")
+            raise TypeError(f"q: got {kind(q)}, want a tensor or a list of tensors")
         if not q:
             raise ValueError("q: got an empty list, want at least one layer")
         others = (("k", k), ("negatives", negatives), ("log_weight", log_weight))

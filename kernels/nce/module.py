@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from kernels._checks import check_finite
+from kernels._checks import check_count, check_positive
 from kernels.nce.checks import check_rows
 from kernels.nce.op import patch_nce_loss
 
@@ -37,10 +37,8 @@ class PatchNCELoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        check_finite("temperature", temperature)
-        if temperature <= 0:
-            raise ValueError(f"temperature: got {temperature}, want a number > 0")
-        _check_count("num_patches", num_patches)
+        check_positive("temperature", temperature)
+        check_count("num_patches", num_patches)
         self.temperature = temperature
         self.num_patches = num_patches
         self.all_negatives = all_negatives
@@ -74,7 +72,7 @@ class PatchNCELoss(nn.Module):
 
     def _images(self, rows: int, batch_size: int | None) -> int:
         if batch_size is not None:
-            _check_count("batch_size", batch_size)
+            check_count("batch_size", batch_size)
             if rows % batch_size:
                 raise ValueError(f"batch_size: got {batch_size} for {rows} rows, want a number that divides them")
             return batch_size
@@ -90,10 +88,3 @@ class PatchNCELoss(nn.Module):
             f"temperature={self.temperature}, num_patches={self.num_patches}, all_negatives={self.all_negatives}, "
             f"normalize={self.normalize}, decoupled={self.decoupled}"
         )
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {type(value).__name__}, want an int")
-    if value < 1:
-        raise ValueError(f"{name}: got {value}, want an int >= 1")

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from kernels._checks import check_finite, check_flag
+from kernels._checks import check_flag, check_positive
 from kernels.nce.checks import check_keys, check_rows
 from kernels.sinkhorn import sinkhorn
 
@@ -53,8 +53,8 @@ def monce_log_weight(
     """
     check_rows("q", q, least=2)
     check_keys("k", k, "q", q)
-    _check_positive("eps", eps)
-    _check_positive("neg_term_weight", neg_term_weight)
+    check_positive("eps", eps)
+    check_positive("neg_term_weight", neg_term_weight)
     if cost not in COSTS:
         raise ValueError(f"cost: got {cost!r}, want one of {', '.join(map(repr, COSTS))}")
     check_flag("normalize", normalize)
@@ -86,7 +86,7 @@ def hdce_weight(k: Tensor, gamma: float, *, normalize: bool = False) -> Tensor:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape or range; S < 2.
     """
     check_rows("k", k, least=2)
-    _check_positive("gamma", gamma)
+    check_positive("gamma", gamma)
     check_flag("normalize", normalize)
     rows = _rows(k.detach(), normalize)
     logits = _with_diagonal(_products(rows, rows), -10.0) / gamma
@@ -138,9 +138,3 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 def _with_diagonal(x: Tensor, value: float) -> Tensor:
     return x.masked_fill(torch.eye(x.shape[-1], dtype=torch.bool, device=x.device), value)
-
-
-def _check_positive(name: str, value: object) -> None:
-    check_finite(name, value)
-    if value <= 0:
-        raise ValueError(f"{name}: got {value}, want a number > 0")

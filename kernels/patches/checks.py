@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from kernels._checks import _FLOATING, _kind
+from kernels._checks import check_tensor, kind
 from kernels.patches.spec import positions
 
 Tensor = torch.Tensor
@@ -17,12 +17,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 def check_map(name: str, x: object) -> None:
     """x: a floating (B, C, *spatial) tensor with at least one position."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {_kind(x)}, want a tensor of shape (B, C, *spatial)")
-    if x.dtype not in _FLOATING:
-        raise TypeError(f"{name}: got {x.dtype}, want float32, bfloat16, float16 or float64")
-    if x.layout != torch.strided:
-        raise TypeError(f"{name}: got layout {x.layout}, want a dense tensor")
+    check_tensor(name, x, "(B, C, *spatial)")
     if x.dim() < 3 or positions(x) == 0:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, want (B, C, *spatial) with at least one position")
 
@@ -31,7 +26,7 @@ def check_features(features: object) -> None:
     """features: a list or tuple of at least one map, all on one device."""
     if not isinstance(features, (list, tuple)):
         hint = "; put a single map in a list" if isinstance(features, Tensor) else ""
-        given = "a tensor" if isinstance(features, Tensor) else _kind(features)
+        given = "a tensor" if isinstance(features, Tensor) else kind(features)
         raise TypeError(f"features: got {given}, want a list of maps (B, C, *spatial){hint}")
     if not features:
         raise ValueError("features: got an empty list, want at least one map (B, C, *spatial)")
@@ -48,14 +43,14 @@ def check_num_patches(num_patches: object) -> None:
     if num_patches is None:
         return
     if isinstance(num_patches, bool) or not isinstance(num_patches, int):
-        raise TypeError(f"num_patches: got {_kind(num_patches)}, want an int or None")
+        raise TypeError(f"num_patches: got {kind(num_patches)}, want an int or None")
     if num_patches < 1:
         raise ValueError(f"num_patches: got {num_patches}, want an int >= 1, or None for all positions")
 
 
 def check_generator(generator: object) -> None:
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: got {_kind(generator)}, want a torch.Generator")
+        raise TypeError(f"generator: got {kind(generator)}, want a torch.Generator")
 
 
 def check_fits(num_patches: int | None, layer: int, x: Tensor) -> None:
@@ -82,7 +77,7 @@ def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
     """ids as int64 (P,) on x's device, checked; their range only where that needs no wait for a device (and not while
     torch.compile traces, where the CPU operator checks it)."""
     if not isinstance(ids, (Tensor, np.ndarray, Sequence)) or isinstance(ids, (str, bytes)):
-        raise TypeError(f"{name}: got {_kind(ids)}, want integer positions of shape (P,)")
+        raise TypeError(f"{name}: got {kind(ids)}, want integer positions of shape (P,)")
     if not isinstance(ids, Tensor):
         array = np.asarray(ids)
         if array.size and array.dtype.kind not in "iu":  # of an empty list NumPy makes floats
@@ -105,7 +100,7 @@ def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
 def given_ids(ids: object, features: Sequence[Tensor]) -> list[Tensor]:
     """One tensor of positions for each map."""
     if not isinstance(ids, (list, tuple)):
-        given = "a tensor" if isinstance(ids, Tensor) else _kind(ids)
+        given = "a tensor" if isinstance(ids, Tensor) else kind(ids)
         raise TypeError(f"ids: got {given}, want a list with the positions (P,) of each map, or None")
     if len(ids) != len(features):
         raise ValueError(f"ids: got {len(ids)}, want one for each of the {len(features)} maps in features")

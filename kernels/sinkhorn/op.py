@@ -11,11 +11,11 @@ import types
 import torch
 
 from kernels import backends
+from kernels._checks import check_count, check_tensor
 from kernels.sinkhorn import launch_cpu, reference
 from kernels.sinkhorn.spec import DTYPES, OFFERED, new_potentials
 
 Tensor = torch.Tensor
-_FLOATING = (*DTYPES, torch.float64)
 
 
 def _launcher(impl: str) -> types.ModuleType:
@@ -108,20 +108,12 @@ def sinkhorn(log_kernel: Tensor, iterations: int = 50, *, impl: str = "auto") ->
         TypeError, ValueError: an argument of the wrong kind, dtype or shape.
         kernels.BackendUnavailable: `impl` names an implementation that cannot run.
     """
-    if not isinstance(log_kernel, Tensor):
-        raise TypeError(f"log_kernel: got {type(log_kernel).__name__}, want a tensor of shape (B, S, M) or (S, M)")
-    if log_kernel.dtype not in _FLOATING:
-        raise TypeError(f"log_kernel: got {log_kernel.dtype}, want float32, bfloat16, float16 or float64")
-    if log_kernel.layout != torch.strided:
-        raise TypeError(f"log_kernel: got layout {log_kernel.layout}, want a dense tensor")
+    check_tensor("log_kernel", log_kernel, "(B, S, M) or (S, M)")
     if log_kernel.dim() not in (2, 3):
         raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want (B, S, M) or (S, M)")
     if log_kernel.numel() == 0:
         raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want at least one element")
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"iterations: got {type(iterations).__name__}, want an int")
-    if iterations < 1:
-        raise ValueError(f"iterations: got {iterations}, want an int >= 1")
+    check_count("iterations", iterations)
     chosen = backends.choose(impl, log_kernel, OFFERED, DTYPES)
     x = log_kernel if log_kernel.dim() == 3 else log_kernel[None]
     if chosen == "reference":
