@@ -17,11 +17,9 @@ from benchmarks.cases import Case, Row, fused
 from kernels import backends
 from kernels.norm.spec import (
     ACTIVATIONS,
-    DTYPES,
     INSTANCE,
     INSTANCE_UNBIASED,
     LAYER_STD,
-    OFFERED,
     Spec,
     is_channels_last,
     new_output,
@@ -208,7 +206,7 @@ def _into_output(row: Row) -> Function | None:
         out = outputs.get(id(x))
         if out is None:
             out = outputs[id(x)] = new_output(x, spec.padding, is_channels_last(x))
-        chosen = backends.choose("auto", x, OFFERED, DTYPES)
+        chosen = backends.choose("auto", x)
         if chosen == "reference":
             raise backends.BackendUnavailable("the reference has no launcher")
         launch = importlib.import_module(f"kernels.norm.launch_{chosen}")

@@ -230,3 +230,11 @@ def selected_isa() -> str:
     """The instruction set in use."""
     load()
     return str(_selected)
+
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of csrc/cpu/parallel.h
+
+
+def pointer(t: torch.Tensor | None) -> int:
+    """The address of t's first element for C++, null for None."""
+    return 0 if t is None else t.data_ptr()

@@ -16,6 +16,10 @@ from kernels import _native
 
 IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
 
+# What an operator has unless it says otherwise, and for which dtypes the fused ones; float64 takes the reference.
+FUSED_IMPLS = ("reference", "cpu", "triton")
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 class BackendUnavailable(RuntimeError):
     """An implementation was asked for by name and cannot run; the message says why."""
@@ -65,7 +69,12 @@ def reason(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], d
     return ""
 
 
-def choose(impl: str, x: torch.Tensor, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
+def choose(
+    impl: str,
+    x: torch.Tensor,
+    offered: Sequence[str] = FUSED_IMPLS,
+    dtypes: Sequence[torch.dtype] = FUSED_DTYPES,
+) -> str:
     """The implementation to run for `x`.
 
     "auto" takes the fastest for the tensor's device: cpu or triton, else the reference (for float64 and for devices

@@ -9,16 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from kernels import _native
+from kernels._native import DTYPE_CODES, load, pointer
 from kernels.nce.spec import Layer, Spec, new_rows
 
 Tensor = torch.Tensor
-
-_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def _pointer(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def _dense(layer: Layer) -> Layer:
@@ -34,7 +28,7 @@ def _layer(layer: Layer) -> list[int]:
     numbers = [
         layer.q.data_ptr(),
         layer.k.data_ptr(),
-        _pointer(layer.negatives),
+        pointer(layer.negatives),
         batch,
         rows,
         layer.count,
@@ -47,7 +41,7 @@ def _layer(layer: Layer) -> list[int]:
 
 
 def _call(layers: list[Layer], spec: Spec) -> list:
-    return [len(layers), _DTYPE[layers[0].q.dtype], spec.temperature, spec.normalize, spec.decoupled]
+    return [len(layers), DTYPE_CODES[layers[0].q.dtype], spec.temperature, spec.normalize, spec.decoupled]
 
 
 def forward(layers: list[Layer], spec: Spec, need_q: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -63,7 +57,7 @@ def forward(layers: list[Layer], spec: Spec, need_q: list[bool]) -> tuple[Tensor
         arguments = _call(layers, spec) + [loss.data_ptr(), stats.data_ptr()]
         for layer, unit, need in zip(layers, units, need_q):
             arguments += [*_layer(layer), unit.data_ptr() if need else 0]
-        _native.load().nce_forward(*arguments)
+        load().nce_forward(*arguments)
     return loss, stats, units
 
 
@@ -83,6 +77,6 @@ def backward(
     if grad.numel():
         arguments = _call(layers, spec) + [grad.data_ptr(), stats.data_ptr()]
         for layer, unit, grads in zip(layers, units, found):
-            arguments += [*_layer(layer), unit.data_ptr(), *map(_pointer, grads)]
-        _native.load().nce_backward(*arguments)
+            arguments += [*_layer(layer), unit.data_ptr(), *map(pointer, grads)]
+        load().nce_backward(*arguments)
     return found

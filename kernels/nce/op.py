@@ -10,7 +10,7 @@ import torch
 from kernels import backends
 from kernels.nce import launch_cpu, reference
 from kernels.nce.checks import check_layers, check_options, row_weights
-from kernels.nce.spec import DTYPES, OFFERED, Layer, Spec, new_rows
+from kernels.nce.spec import Layer, Spec, new_rows
 
 Tensor = torch.Tensor
 Needs = tuple[bool, bool, bool, bool]  # which of q, k, negatives and log_weight want a gradient
@@ -208,7 +208,7 @@ def patch_nce_loss(
     if detach_keys:
         layers = [layer._replace(k=layer.k.detach()) for layer in layers]
     spec = Spec(float(temperature), normalize, decoupled)
-    losses = _losses(layers, spec, backends.choose(impl, layers[0].q, OFFERED, DTYPES))
+    losses = _losses(layers, spec, backends.choose(impl, layers[0].q))
     return _reduce(losses, layers, weights, reduction, is_list, squeezed)
 
 

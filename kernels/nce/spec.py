@@ -8,8 +8,6 @@ import torch
 
 Tensor = torch.Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fused implementations; float64 takes the reference
-OFFERED = ("reference", "cpu", "triton")
 EPS = 1e-7  # added to a row's norm, as in CUT's Normalize
 
 # Rows of the statistics (3, R): log-sum-exp of the negatives' logits; how far the loss follows it, sigmoid(lse -

@@ -6,20 +6,14 @@ import math
 
 import torch
 
-from kernels import _native
+from kernels._native import DTYPE_CODES, load, pointer
 from kernels.norm.spec import Spec, dense, is_channels_last, new_output, new_stats
-
-_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def _problem(x: torch.Tensor, stats: torch.Tensor, form: int, channels_last: bool) -> tuple:
     shape = x.shape
     h, w = (shape[2], shape[3]) if len(shape) == 4 else (1, math.prod(shape[2:]))
-    return x.data_ptr(), stats.data_ptr(), shape[0], shape[1], h, w, channels_last, _DTYPE[x.dtype], form
-
-
-def _pointer(t: torch.Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+    return x.data_ptr(), stats.data_ptr(), shape[0], shape[1], h, w, channels_last, DTYPE_CODES[x.dtype], form
 
 
 def _float32(t: torch.Tensor | None) -> torch.Tensor | None:
@@ -29,7 +23,7 @@ def _float32(t: torch.Tensor | None) -> torch.Tensor | None:
 def _options(scale: torch.Tensor | None, shift: torch.Tensor | None, spec: Spec) -> tuple:
     given = scale if scale is not None else shift
     per_sample = given is not None and given.dim() == 2
-    return _pointer(scale), _pointer(shift), per_sample, spec.offset, spec.activation, spec.slope, spec.padding
+    return pointer(scale), pointer(shift), per_sample, spec.offset, spec.activation, spec.slope, spec.padding
 
 
 def _residual(residual: torch.Tensor | None, channels_last: bool) -> tuple[torch.Tensor | None, tuple]:
@@ -67,8 +61,7 @@ def forward(
         return y, stats
     scale, shift = _float32(scale), _float32(shift)
     residual, strides = _residual(residual, channels_last)
-    native = _native.load()
-    native.norm_forward(
+    load().norm_forward(
         *_problem(x, stats, spec.form, channels_last),
         *_options(scale, shift, spec),
         spec.eps,
@@ -101,14 +94,14 @@ def backward(
             if empty is not None:
                 empty.zero_()
         return grad_x, grad_scale, grad_shift, grad_residual
-    _native.load().norm_backward(
+    load().norm_backward(
         *_problem(x, stats, spec.form, channels_last),
         *_options(scale, shift, spec),
         grad.data_ptr(),
         grad_x.data_ptr(),
-        _pointer(grad_residual),
-        _pointer(grad_scale),
-        _pointer(grad_shift),
+        pointer(grad_residual),
+        pointer(grad_scale),
+        pointer(grad_shift),
     )
     return grad_x, grad_scale, grad_shift, grad_residual
 
@@ -119,7 +112,7 @@ def moments(x: torch.Tensor, form: int, eps: float) -> torch.Tensor:
     x = dense(x, channels_last)
     stats = new_stats(x)
     if x.numel():
-        _native.load().moments(*_problem(x, stats, form, channels_last), eps)
+        load().moments(*_problem(x, stats, form, channels_last), eps)
     return stats
 
 
@@ -132,7 +125,7 @@ def moments_backward(
     grad_x = torch.empty_like(x)
     grad_mean, grad_std = _float32(grad_mean), _float32(grad_std)
     if x.numel():
-        _native.load().moments_backward(
+        load().moments_backward(
             *_problem(x, stats, form, channels_last), grad_mean.data_ptr(), grad_std.data_ptr(), grad_x.data_ptr()
         )
     return grad_x

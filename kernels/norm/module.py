@@ -11,7 +11,7 @@ from kernels import backends
 from kernels._checks import check_activation, check_norm_input, check_padding
 from kernels.norm import reference
 from kernels.norm.op import _spec, adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
-from kernels.norm.spec import ACTIVATIONS, DTYPES, INSTANCE, OFFERED, Spec
+from kernels.norm.spec import ACTIVATIONS, INSTANCE, Spec
 
 Tensor = torch.Tensor
 
@@ -98,7 +98,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
                 x, self.running_mean, self.running_var, self.weight, self.bias, residual, spec
             )
         check_norm_input("instance_norm", x, per_plane=True)
-        impl = backends.choose(self.impl, x, OFFERED, DTYPES)
+        impl = backends.choose(self.impl, x)
         y, stats = norm_with_stats(x, self.weight, self.bias, residual, self._spec(x, residual), impl)
         self._update_running_stats(x, stats)
         return y

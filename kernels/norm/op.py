@@ -16,11 +16,9 @@ from kernels._checks import check_activation, check_finite, check_flag, check_ma
 from kernels.norm import launch_cpu, reference
 from kernels.norm.spec import (
     ACTIVATIONS,
-    DTYPES,
     INSTANCE,
     INSTANCE_UNBIASED,
     LAYER_STD,
-    OFFERED,
     Spec,
     dense,
     is_channels_last,
@@ -239,7 +237,7 @@ def instance_norm(
     check_matches("weight", weight, channels, x, any_float=True)
     check_matches("bias", bias, channels, x, any_float=True)
     spec = _spec(INSTANCE, x, eps, 0.0, activation, negative_slope, residual, padding)
-    return norm_with_stats(x, weight, bias, residual, spec, backends.choose(impl, x, OFFERED, DTYPES))[0]
+    return norm_with_stats(x, weight, bias, residual, spec, backends.choose(impl, x))[0]
 
 
 def adaptive_instance_norm(
@@ -269,7 +267,7 @@ def adaptive_instance_norm(
             raise TypeError(f"{name}: got None, want a tensor of shape (N, C) = {tuple(x.shape[:2])}")
         check_matches(name, value, tuple(x.shape[:2]), x, any_float=True)
     spec = _spec(INSTANCE, x, eps, float(unit_offset), activation, negative_slope, residual, padding)
-    return norm_with_stats(x, scale, shift, residual, spec, backends.choose(impl, x, OFFERED, DTYPES))[0]
+    return norm_with_stats(x, scale, shift, residual, spec, backends.choose(impl, x))[0]
 
 
 def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e-5, impl: str = "auto") -> Tensor:
@@ -302,7 +300,7 @@ def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: got {alpha}, want a number in [0, 1]")
     spec = _spec(INSTANCE_UNBIASED, content, eps, 0.0, "none", 0.2, None, 0)
-    chosen = backends.choose(impl, content, OFFERED, DTYPES)
+    chosen = backends.choose(impl, content)
     if chosen == "reference":
         mean, std = reference.plane_moments(style, spec.eps)
     else:
@@ -337,7 +335,7 @@ def munit_layer_norm(
     check_matches("gamma", gamma, channels, x, any_float=True)
     check_matches("beta", beta, channels, x, any_float=True)
     spec = _spec(LAYER_STD, x, eps, 0.0, activation, negative_slope, residual, padding)
-    return norm_with_stats(x, gamma, beta, residual, spec, backends.choose(impl, x, OFFERED, DTYPES))[0]
+    return norm_with_stats(x, gamma, beta, residual, spec, backends.choose(impl, x))[0]
 
 
 def _autocast(device: str) -> bool:

@@ -13,9 +13,6 @@ INSTANCE = 0  # a plane (n, c); sqrt(biased variance + eps)
 INSTANCE_UNBIASED = 1  # a plane (n, c); sqrt(unbiased variance + eps)
 LAYER_STD = 2  # a sample n; unbiased standard deviation + eps
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fused implementations; float64 takes the reference
-OFFERED = ("reference", "cpu", "triton")
-
 
 class Spec(NamedTuple):
     """Static options of one call: y = act((offset + scale) * x_hat + shift) + residual, reflection-padded."""

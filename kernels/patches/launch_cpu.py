@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels import _native
+from kernels._native import DTYPE_CODES, load
 from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
 
 Tensor = torch.Tensor
 
-_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
 
 def _arguments(x: Tensor, strides: Strides, rows: Tensor, ids: Tensor, unique: bool, fill: int) -> tuple:
     n, p, c = rows.shape
-    return (x.data_ptr(), rows.data_ptr(), ids.data_ptr(), n, c, p, *strides, _DTYPE[x.dtype], unique, fill)
+    return (x.data_ptr(), rows.data_ptr(), ids.data_ptr(), n, c, p, *strides, DTYPE_CODES[x.dtype], unique, fill)
 
 
 def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
@@ -31,7 +29,7 @@ def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
             held += (x, at)
             arguments += _arguments(x, strides, rows, at, True, 0)
     if arguments:
-        _native.load().patches_gather(*arguments)
+        load().patches_gather(*arguments)
     return found
 
 
@@ -47,7 +45,7 @@ def backward(grads: Sequence[Tensor], ids: Sequence[Tensor], forms: Sequence[For
             fill = total.numel() * total.element_size()
             arguments += _arguments(total, strides_of(total), rows, at, unique, fill)
     if arguments:
-        _native.load().patches_scatter(*arguments)
+        load().patches_scatter(*arguments)
     return found
 
 
@@ -55,4 +53,4 @@ def add(total: Tensor, rows: Tensor, ids: Tensor) -> None:
     """Adds the rows (B, P, C) into total (B, C, *spatial), which is dense."""
     if rows.numel() and positions(total):
         rows, ids = rows.contiguous(), ids.contiguous()
-        _native.load().patches_scatter(*_arguments(total, strides_of(total), rows, ids, False, 0))
+        load().patches_scatter(*_arguments(total, strides_of(total), rows, ids, False, 0))

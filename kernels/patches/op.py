@@ -24,7 +24,7 @@ from kernels.patches.checks import (
     check_range,
     given_ids,
 )
-from kernels.patches.spec import DTYPES, OFFERED, Form, dense_copy, form_of, is_dense, new_map, new_rows, positions
+from kernels.patches.spec import Form, dense_copy, form_of, is_dense, new_map, new_rows, positions
 
 Tensor = torch.Tensor
 
@@ -261,7 +261,7 @@ def sample_patches(
     check_features(features)
     check_num_patches(num_patches)
     check_generator(generator)
-    chosen = [backends.choose(impl, x, OFFERED, DTYPES) for x in features]
+    chosen = [backends.choose(impl, x) for x in features]
     if ids is None:
         for layer, x in enumerate(features):
             check_fits(num_patches, layer, x)
@@ -299,7 +299,7 @@ def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, 
         TypeError, ValueError, kernels.BackendUnavailable: as `sample_patches`.
     """
     check_map("x", x)
-    chosen = backends.choose(impl, x, OFFERED, DTYPES)
+    chosen = backends.choose(impl, x)
     at = as_ids("ids", ids, x)
     if chosen == "reference":
         return x, reference.sample(x, at)

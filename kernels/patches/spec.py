@@ -9,9 +9,6 @@ import torch
 
 from kernels.norm.spec import dense, is_channels_last
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fused implementations; float64 takes the reference
-OFFERED = ("reference", "cpu", "triton")
-
 
 class Form(NamedTuple):
     """A map's size and memory order: all that backward needs to know of it, so that the map itself need not be kept."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from kernels import _native
+from kernels._native import DTYPE_CODES, load, pointer
 from kernels.sinkhorn.spec import new_potentials
 
 Tensor = torch.Tensor
-_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -16,8 +15,8 @@ def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Ten
     x = log_kernel.contiguous()
     plan = torch.empty_like(x)
     potentials = new_potentials(x, iterations) if keep else None
-    kept = potentials.data_ptr() if keep else 0
-    _native.load().sinkhorn_forward(*x.shape, iterations, _DTYPE[x.dtype], x.data_ptr(), kept, plan.data_ptr())
+    kept = pointer(potentials)
+    load().sinkhorn_forward(*x.shape, iterations, DTYPE_CODES[x.dtype], x.data_ptr(), kept, plan.data_ptr())
     return plan, potentials
 
 
@@ -25,10 +24,10 @@ def backward(grad: Tensor, log_kernel: Tensor, potentials: Tensor) -> Tensor:
     """Gradient of log_kernel from that of the log plan, through every iteration."""
     x, grad = log_kernel.contiguous(), grad.contiguous()
     dx = torch.empty_like(x)
-    _native.load().sinkhorn_backward(
+    load().sinkhorn_backward(
         *x.shape,
         potentials.shape[1],
-        _DTYPE[x.dtype],
+        DTYPE_CODES[x.dtype],
         x.data_ptr(),
         potentials.data_ptr(),
         grad.data_ptr(),

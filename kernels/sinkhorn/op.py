@@ -13,7 +13,7 @@ import torch
 from kernels import backends
 from kernels._checks import check_count, check_tensor
 from kernels.sinkhorn import launch_cpu, reference
-from kernels.sinkhorn.spec import DTYPES, OFFERED, new_potentials
+from kernels.sinkhorn.spec import new_potentials
 
 Tensor = torch.Tensor
 
@@ -114,7 +114,7 @@ def sinkhorn(log_kernel: Tensor, iterations: int = 50, *, impl: str = "auto") ->
     if log_kernel.numel() == 0:
         raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want at least one element")
     check_count("iterations", iterations)
-    chosen = backends.choose(impl, log_kernel, OFFERED, DTYPES)
+    chosen = backends.choose(impl, log_kernel)
     x = log_kernel if log_kernel.dim() == 3 else log_kernel[None]
     if chosen == "reference":
         plan = reference.sinkhorn(x, iterations)

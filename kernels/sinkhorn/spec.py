@@ -1,11 +1,8 @@
-"""What the walls of this room share: dtypes and the layout of what forward leaves for backward."""
+"""What the walls of this room share: the layout of what forward leaves for backward."""
 
 from __future__ import annotations
 
 import torch
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fused implementations; float64 takes the reference
-OFFERED = ("reference", "cpu", "triton")
 
 
 def new_potentials(log_kernel: torch.Tensor, iterations: int) -> torch.Tensor:
