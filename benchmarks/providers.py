@@ -15,15 +15,8 @@ import torch.nn.functional as F
 
 from benchmarks.cases import Case, Row, fused
 from kernels import backends
-from kernels.norm.spec import (
-    ACTIVATIONS,
-    INSTANCE,
-    INSTANCE_UNBIASED,
-    LAYER_STD,
-    Spec,
-    is_channels_last,
-    new_output,
-)
+from kernels._layout import is_channels_last
+from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output
 
 Tensor = torch.Tensor
 Function = Callable[..., Tensor]

@@ -6,8 +6,9 @@ import math
 
 import torch
 
+from kernels._layout import dense, is_channels_last
 from kernels._native import DTYPE_CODES, load, pointer
-from kernels.norm.spec import Spec, dense, is_channels_last, new_output, new_stats
+from kernels.norm.spec import Spec, new_output, new_stats
 
 
 def _problem(x: torch.Tensor, stats: torch.Tensor, form: int, channels_last: bool) -> tuple:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 
+from kernels._layout import dense, is_channels_last
 from kernels._triton import cdiv, on, pow2, sms_of
 from kernels.norm import triton_backward, triton_forward
-from kernels.norm.spec import LAYER_STD, Spec, dense, is_channels_last, new_output, new_stats
+from kernels.norm.spec import LAYER_STD, Spec, new_output, new_stats
 
 Tensor = torch.Tensor
 

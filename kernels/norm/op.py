@@ -13,18 +13,9 @@ import torch
 
 from kernels import backends
 from kernels._checks import check_activation, check_finite, check_flag, check_matches, check_norm_input, check_padding
+from kernels._layout import dense, is_channels_last
 from kernels.norm import launch_cpu, reference
-from kernels.norm.spec import (
-    ACTIVATIONS,
-    INSTANCE,
-    INSTANCE_UNBIASED,
-    LAYER_STD,
-    Spec,
-    dense,
-    is_channels_last,
-    new_output,
-    new_stats,
-)
+from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output, new_stats
 
 Tensor = torch.Tensor
 

@@ -10,7 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels.norm.spec import ACTIVATIONS, INSTANCE, LAYER_STD, Spec, is_channels_last
+from kernels._layout import is_channels_last
+from kernels.norm.spec import ACTIVATIONS, INSTANCE, LAYER_STD, Spec
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.norm.spec import dense, is_channels_last
+from kernels._layout import dense, is_channels_last
 
 
 class Form(NamedTuple):

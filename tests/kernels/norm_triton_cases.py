@@ -12,8 +12,9 @@ import torch
 
 import kernels
 from kernels import backends
+from kernels._layout import is_channels_last
 from kernels.norm import launch_triton
-from kernels.norm.spec import INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, is_channels_last, new_stats
+from kernels.norm.spec import INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_stats
 
 DEVICE = "cpu" if backends.interpreting() else "cuda"
 PLAIN = Spec(INSTANCE, 1e-5, 0.0, 0, 0.2, 0)

@@ -9,7 +9,7 @@ from patches_cases import LAYOUTS, SIZES, check_gradient, exact, in_layout, rand
 
 import kernels
 from kernels import backends
-from kernels.norm.spec import is_channels_last
+from kernels._layout import is_channels_last
 from kernels.patches import launch_triton
 from kernels.patches.spec import form_of
 

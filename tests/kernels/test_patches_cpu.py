@@ -5,7 +5,7 @@ import torch
 from patches_cases import LAYOUTS, SIZES, check_gradient, exact, in_layout, randn, some_ids
 
 import kernels
-from kernels.norm.spec import is_channels_last
+from kernels._layout import is_channels_last
 from kernels.patches import launch_cpu
 from kernels.patches.spec import form_of
 
