@@ -27,7 +27,13 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
+POINTER = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
 SHARED = {80: 166912, 90: 232448, 100: 232448}  # bytes a program may use
 REGISTER_FILE = 65536
 GFX942 = GPUTarget("hip", "gfx942", 64)
@@ -43,9 +49,9 @@ class Launch(NamedTuple):
 
 
 class Resources(NamedTuple):
-    registers: int
-    spilled: int
-    shared: int
+    registers: int  # of a thread
+    spilled: int  # bytes of stores and loads
+    shared: int  # bytes of a program
 
 
 # ---- compiling -------------------------------------------------------------------------------------------------------
@@ -135,21 +141,32 @@ def in_parallel(function, items: list) -> list:
 # ---- what is asserted ------------------------------------------------------------------------------------------------
 
 
-def over_budget(launch: Launch, capability: int, spilled: int, telling: tuple[str, ...] = ()) -> str:
-    """What the launch has too much of, empty if nothing. spilled: bytes of stores and loads it may spill."""
+def over_budget(launch: Launch, capability: int, most: Resources, telling: tuple[str, ...]) -> str:
+    """What the launch has too much of, empty if nothing."""
     used = resources(launch, capability)
-    if used.shared > SHARED[capability]:
+    if used.shared > min(most.shared, SHARED[capability]):
         return f"{describe(launch, telling)}: {used.shared} bytes of shared memory on sm_{capability}"
-    if used.registers > 255 or launch.warps * 32 * used.registers > REGISTER_FILE:
+    if used.registers > most.registers or launch.warps * 32 * used.registers > REGISTER_FILE:
         return f"{describe(launch, telling)}: {used.registers} registers on sm_{capability}"
-    if used.spilled > spilled:
+    if used.spilled > most.spilled:
         return f"{describe(launch, telling)}: {used.spilled} bytes spilled on sm_{capability}"
     return ""
 
 
-def assert_fit(found: list[Launch], capability: int, spilled: int, telling: tuple[str, ...] = ()) -> None:
-    problems = [p for p in in_parallel(lambda launch: over_budget(launch, capability, spilled, telling), found) if p]
-    assert not problems, "\n".join(problems)
+def assert_fit(
+    found: list[Launch],
+    capability: int,
+    spilled: int = 0,
+    telling: tuple[str, ...] = (),
+    *,
+    registers: int = 255,
+    shared: int = max(SHARED.values()),
+) -> None:
+    """The launches fit the device, and take no more than this of a thread's registers and a program's memory."""
+    most = Resources(registers, spilled, shared)
+    used = in_parallel(lambda launch: over_budget(launch, capability, most, telling), found)
+    problems = [p for p in used if p]
+    assert found and not problems, "\n".join(problems)
 
 
 def assert_compile(found: list[Launch], target: GPUTarget) -> None:

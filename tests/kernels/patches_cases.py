@@ -20,6 +20,9 @@ SIZES = [
     ((2, 33, 31, 17), 300),  # more patches than one task gathers
 ]
 
+# where CUT taps its generator at 256 x 256
+CUT = [(1, 3, 262, 262), (1, 128, 256, 256), (1, 256, 128, 128), (1, 256, 64, 64), (1, 256, 64, 64)]
+
 
 def randn(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0, device: str = "cpu") -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(device, dtype)

@@ -1,5 +1,7 @@
 """What the triton Sinkhorn kernels must compute, on whichever machine runs them: test_triton_interpreter.py runs this
-file in triton's interpreter on the CPU and collects it on a GPU. Rule for numbers as in norm_triton_cases.py."""
+file in triton's interpreter on the CPU, test_sinkhorn_gpu.py on a GPU. Not collected by itself.
+
+Rule for numbers as in norm_triton_cases.py."""
 
 from __future__ import annotations
 

@@ -11,14 +11,12 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.register_assert_rewrite("patches_triton_cases")
 
-from patches_cases import in_layout, randn  # noqa: E402
+from patches_cases import CUT, in_layout, randn  # noqa: E402
 from patches_triton_cases import *  # noqa: E402, F403
 
 import kernels  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
-
-CUT = [(1, 3, 262, 262), (1, 128, 256, 256), (1, 256, 128, 128), (1, 256, 64, 64), (1, 256, 64, 64)]
 
 
 def layers(layout="contiguous", dtype=torch.float32):
