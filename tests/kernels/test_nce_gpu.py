@@ -9,10 +9,11 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
-pytest.register_assert_rewrite("nce_triton_cases")
+pytest.register_assert_rewrite("nce_triton_cases", "nce_hard_triton_cases", "nce_triton_numerics")
 
+from nce_hard_triton_cases import *  # noqa: E402, F403
 from nce_triton_cases import *  # noqa: E402, F403
-from nce_triton_cases import check, inputs, leaves  # noqa: E402
+from nce_triton_numerics import check, inputs, leaves  # noqa: E402
 
 from kernels.nce import launch_triton, patch_nce_loss  # noqa: E402
 from kernels.nce.spec import Layer, Spec  # noqa: E402

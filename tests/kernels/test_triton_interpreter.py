@@ -16,16 +16,17 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-AT_LEAST = {"norm": 160, "nce": 150, "patches": 28, "sinkhorn": 30}  # cases; an empty or cut-off run is no pass
+# cases by file; an empty or cut-off run is no pass
+AT_LEAST = {"norm": 160, "nce": 140, "nce_hard": 55, "patches": 28, "sinkhorn": 30}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("room", AT_LEAST)
-def test_in_the_interpreter(room):
+@pytest.mark.parametrize("name", AT_LEAST)
+def test_in_the_interpreter(name):
     root = FOLDER.parents[1]
     environment = dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", PYTHONPATH=str(root))
     environment.pop("PYTEST_ADDOPTS", None)
-    cases = str(FOLDER / f"{room}_triton_cases.py")
+    cases = str(FOLDER / f"{name}_triton_cases.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", cases]
     run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=550)
     report = run.stdout[-20000:] + run.stderr[-2000:]
@@ -33,4 +34,4 @@ def test_in_the_interpreter(room):
         pytest.skip("this triton's interpreter cannot loop with this numpy (seen: triton 3.6 with numpy 2.4)")
     passed = re.search(r"^(\d+) passed(?:, \d+ (?:skipped|warnings?))* in ", run.stdout, re.MULTILINE)
     assert run.returncode == 0 and passed, report
-    assert int(passed.group(1)) >= AT_LEAST[room], report
+    assert int(passed.group(1)) >= AT_LEAST[name], report
