@@ -40,8 +40,13 @@ def speedups(result: Json) -> bytes:
 
     rows = [row for row in result["rows"] if row["mode"] == MODES[1]]
     rows = [row for row in rows if any("fused_speedup" in r for r in row["providers"].values())]
-    names = [n for n in NAMES if any(row["operator"] == n for row in rows)] or ["nothing measured"]
-    counts = [max(1, sum(row["operator"] == n for row in rows)) for n in names]
+    title = f"Times faster, {MODES[1]}, fused against stock torch {result['versions']['torch']}: {_where(result)}"
+    if not rows:  # a run interrupted early
+        figure = pyplot.figure(figsize=(11, 1.6))
+        figure.suptitle(f"{title}\nnothing measured")
+        return _png(figure)
+    names = [n for n in NAMES if any(row["operator"] == n for row in rows)]
+    counts = [sum(row["operator"] == n for row in rows) for n in names]
     figure, axes = pyplot.subplots(
         len(names),
         1,
@@ -79,7 +84,6 @@ def speedups(result: Json) -> bytes:
         if any(name in row["providers"] for row in rows)
     ]
     handles.append(Line2D([], [], marker="X", color="none", mfc="white", mec=_LOSS, label="loss"))
-    title = f"Times faster, {MODES[1]}, fused against stock torch {result['versions']['torch']}: {_where(result)}"
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, title=title)
     return _png(figure)
 

@@ -109,6 +109,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert "fused is so many times faster" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's, of a picture with nothing in it
 def test_interruption_keeps_whole_rows(monkeypatch, tmp_path):
     real = contrastive.run
 
