@@ -6,7 +6,6 @@ taken against `FUSED`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -202,7 +201,7 @@ def _into_output(row: Row) -> Function | None:
         chosen = backends.choose("auto", x)
         if chosen == "reference":
             raise backends.BackendUnavailable("the reference has no launcher")
-        launch = importlib.import_module(f"kernels.norm.launch_{chosen}")
+        launch = backends.launcher("norm", chosen)
         scale, shift, residual = None, None, None
         if case.op.kernel == "adain":
             stats = launch.moments(rest[0], form, EPS)

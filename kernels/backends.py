@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import types
 import warnings
 from collections.abc import Sequence
 
@@ -123,6 +125,12 @@ def _decide(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], 
             stacklevel=5,
         )
     return "reference"
+
+
+@functools.cache
+def launcher(room: str, impl: str) -> types.ModuleType:
+    """What hands this room's tensors to a fused implementation. Imported at first use: launch_triton imports triton."""
+    return importlib.import_module(f"kernels.{room}.launch_{impl}")
 
 
 def backend_report() -> str:

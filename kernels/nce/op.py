@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import types
+import functools
 from collections.abc import Sequence
 
 import torch
 
 from kernels import backends
-from kernels.nce import launch_cpu, reference
+from kernels.nce import reference
 from kernels.nce.checks import check_layers, check_options, row_weights
 from kernels.nce.spec import Layer, Spec, new_rows
 
@@ -16,12 +16,7 @@ Tensor = torch.Tensor
 Needs = tuple[bool, bool, bool, bool]  # which of q, k, negatives and log_weight want a gradient
 
 
-def _launcher(impl: str) -> types.ModuleType:
-    if impl == "cpu":
-        return launch_cpu
-    from kernels.nce import launch_triton  # imports triton
-
-    return launch_triton
+_launcher = functools.partial(backends.launcher, "nce")
 
 
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------

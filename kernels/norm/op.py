@@ -7,25 +7,19 @@ op `fused_i2i::norm_forward` or `norm_backward` instead, which the compiler trea
 
 from __future__ import annotations
 
-import types
+import functools
 
 import torch
 
 from kernels import backends
 from kernels._checks import check_activation, check_finite, check_flag, check_matches, check_norm_input, check_padding
 from kernels._layout import dense, is_channels_last
-from kernels.norm import launch_cpu, reference
+from kernels.norm import reference
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output, new_stats
 
 Tensor = torch.Tensor
 
-
-def _launcher(impl: str) -> types.ModuleType:
-    if impl == "cpu":
-        return launch_cpu
-    from kernels.norm import launch_triton  # imports triton
-
-    return launch_triton
+_launcher = functools.partial(backends.launcher, "norm")
 
 
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------

@@ -6,14 +6,14 @@ a registered op of `fused_i2i` instead (see kernels/norm/op.py).
 
 from __future__ import annotations
 
+import functools
 import itertools
-import types
 from collections.abc import Sequence
 
 import torch
 
 from kernels import backends
-from kernels.patches import launch_cpu, ownership, reference
+from kernels.patches import ownership, reference
 from kernels.patches.checks import (
     as_ids,
     check_features,
@@ -28,13 +28,7 @@ from kernels.patches.spec import Form, dense_copy, form_of, is_dense, new_map, n
 
 Tensor = torch.Tensor
 
-
-def _launcher(impl: str) -> types.ModuleType:
-    if impl == "cpu":
-        return launch_cpu
-    from kernels.patches import launch_triton  # imports triton
-
-    return launch_triton
+_launcher = functools.partial(backends.launcher, "patches")
 
 
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------

@@ -6,24 +6,18 @@ traces, the same function calls the registered ops instead, which the compiler t
 
 from __future__ import annotations
 
-import types
+import functools
 
 import torch
 
 from kernels import backends
 from kernels._checks import check_count, check_tensor
-from kernels.sinkhorn import launch_cpu, reference
+from kernels.sinkhorn import reference
 from kernels.sinkhorn.spec import new_potentials
 
 Tensor = torch.Tensor
 
-
-def _launcher(impl: str) -> types.ModuleType:
-    if impl == "cpu":
-        return launch_cpu
-    from kernels.sinkhorn import launch_triton  # imports triton
-
-    return launch_triton
+_launcher = functools.partial(backends.launcher, "sinkhorn")
 
 
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
