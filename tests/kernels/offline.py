@@ -118,6 +118,16 @@ def resources(launch: Launch, capability: int) -> Resources:
     return Resources(registers, spilled, compiled.metadata.shared)
 
 
+def kernels_of(*modules) -> set[str]:
+    """Names of the kernels that launchers may start."""
+    return {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if hasattr(value, "arg_names") and name[0] != "_" and value.__module__ == module.__name__
+    }
+
+
 def key(launch: Launch) -> tuple:
     src = source(launch)
     return launch.kernel.__name__, launch.warps, str(src.signature), str(src.constants), str(src.attrs)

@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.register_assert_rewrite("nce_triton_cases", "nce_hard_triton_cases", "nce_triton_numerics")
 
+from gpu import behind_a_slow_writer, captured  # noqa: E402
 from nce_hard_triton_cases import *  # noqa: E402, F403
 from nce_triton_cases import *  # noqa: E402, F403
 from nce_triton_numerics import check, inputs, leaves  # noqa: E402
@@ -50,27 +51,18 @@ def test_on_another_stream():
     layers = five()
     want = run(layers)
     late = [layer._replace(q=torch.zeros_like(layer.q)) for layer in layers]
-    stream = torch.cuda.Stream()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(20_000_000)  # some 10 ms
+
+    def write():
         for mine, layer in zip(late, layers):
             mine.q.copy_(layer.q)
-        got = run(late)
-    stream.synchronize()
+
+    got = behind_a_slow_writer(write, lambda: run(late))
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
 def test_in_a_cuda_graph():
     held = five()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run(held)  # compiles
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run(held)
+    graph, found = captured(lambda: run(held))
     for seed in (100, 200):
         fresh = five(seed)
         for mine, layer in zip(held, fresh):
@@ -78,7 +70,7 @@ def test_in_a_cuda_graph():
             mine.k.copy_(layer.k)
         graph.replay()
         torch.cuda.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(captured, run(fresh)))
+        assert all(torch.equal(a, b) for a, b in zip(found, run(fresh)))
 
 
 def test_autograd_in_a_cuda_graph():
@@ -88,21 +80,13 @@ def test_autograd_in_a_cuda_graph():
     def step():
         return torch.autograd.grad(patch_nce_loss(q, k, normalize=True, impl="triton"), q)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, found = captured(step)
     with torch.no_grad():
         for t in (*q, *k):
             t.copy_(torch.randn_like(t))
     graph.replay()
     torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, step()))
+    assert all(torch.equal(a, b) for a, b in zip(found, step()))
 
 
 def test_one_kernel_for_five_layers():

@@ -14,6 +14,7 @@ from offline import (  # noqa: F401 (the fixture is found by its name)
     assert_fit,
     describe,
     distinct,
+    kernels_of,
     key,
     needs_assembler,
     one_parser_at_a_time,
@@ -99,13 +100,7 @@ def of(cases: list[Case]) -> list[Launch]:
 
 def test_every_kernel_is_there():
     names = {launch.kernel.__name__ for launch in of(network_cases(FLOAT))}
-    kernels_ = {
-        name
-        for module in (triton_forward, triton_backward)
-        for name, value in vars(module).items()
-        if hasattr(value, "arg_names") and name[0] != "_" and value.__module__ == module.__name__
-    }
-    assert names == kernels_
+    assert names == kernels_of(triton_forward, triton_backward)
 
 
 @needs_assembler

@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.register_assert_rewrite("norm_triton_cases")
 
+from gpu import behind_a_slow_writer, captured  # noqa: E402
 from norm_triton_cases import *  # noqa: E402, F403
 from norm_triton_cases import check, operator, parameters, randn, residual_of  # noqa: E402
 
@@ -53,13 +54,7 @@ def test_on_another_stream(shape):
     x, (scale, shift) = randn(*shape), parameters("affine", *shape[:2])
     want = run(x, scale, shift)
     late = torch.zeros_like(x)
-    stream = torch.cuda.Stream()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(20_000_000)  # some 10 ms
-        late.copy_(x)
-        got = run(late, scale, shift)
-    stream.synchronize()
+    got = behind_a_slow_writer(lambda: late.copy_(x), lambda: run(late, scale, shift))
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
@@ -67,20 +62,13 @@ def test_on_another_stream(shape):
 def test_in_a_cuda_graph(shape):
     x, (scale, shift) = randn(*shape), parameters("affine", *shape[:2])
     held = x.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run(held, scale, shift)  # compiles
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run(held, scale, shift)
+    graph, found = captured(lambda: run(held, scale, shift))
     for seed in (1, 2):
         fresh = randn(*shape, seed=seed) * 3 - 1
         held.copy_(fresh)
         graph.replay()
         torch.cuda.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(captured, run(fresh, scale, shift)))
+        assert all(torch.equal(a, b) for a, b in zip(found, run(fresh, scale, shift)))
 
 
 def test_autograd_in_a_cuda_graph():
@@ -91,20 +79,12 @@ def test_autograd_in_a_cuda_graph():
     def step():
         return torch.autograd.grad(op(x, None, None, impl="triton"), x, gradient)[0]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, found = captured(step)
     with torch.no_grad():
         x.copy_(randn(1, 16, 64, 64, seed=3))
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(captured, step())
+    assert torch.equal(found, step())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")

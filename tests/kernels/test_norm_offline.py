@@ -19,6 +19,7 @@ from offline import (  # noqa: F401 (the fixture is found by its name)
     assert_compile,
     assert_fit,
     describe,
+    kernels_of,
     key,
     needs_assembler,
     one_parser_at_a_time,
@@ -152,13 +153,7 @@ def assert_compiles(cases: list[Case], target: GPUTarget) -> None:
 
 def test_the_selection_has_every_kernel():
     names = {launch.kernel.__name__ for launch in distinct(selection())}
-    kernels_ = {
-        name
-        for module in (triton_forward, triton_backward)
-        for name, value in vars(module).items()
-        if hasattr(value, "arg_names") and name[0] != "_" and value.__module__ == module.__name__
-    }
-    assert names == kernels_
+    assert names == kernels_of(triton_forward, triton_backward)
 
 
 @needs_assembler

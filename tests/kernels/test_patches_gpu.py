@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.register_assert_rewrite("patches_triton_cases")
 
+from gpu import behind_a_slow_writer, captured  # noqa: E402
 from patches_cases import CUT, in_layout, randn  # noqa: E402
 from patches_triton_cases import *  # noqa: E402, F403
 
@@ -60,36 +61,26 @@ def test_on_another_stream():
     maps = layers()
     want = step(maps)
     ids, late = want[6:11], [torch.zeros_like(x).requires_grad_() for x in maps]
-    stream = torch.cuda.Stream()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(20_000_000)  # some 10 ms
-        with torch.no_grad():
-            for to, x in zip(late, maps):
-                to.copy_(x)
-        got = step(late, ids=ids)
-    stream.synchronize()
+
+    @torch.no_grad()
+    def write():
+        for to, x in zip(late, maps):
+            to.copy_(x)
+
+    got = behind_a_slow_writer(write, lambda: step(late, ids=ids))
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
 def test_in_a_cuda_graph():
     maps = layers()
     ids = step(maps)[6:11]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step(maps, ids=ids)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(maps, ids=ids)
+    graph, found = captured(lambda: step(maps, ids=ids))
     with torch.no_grad():
         for i, x in enumerate(maps):
             x.copy_(randn(*x.shape, seed=20 + i, device="cuda"))
     graph.replay()
     torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, step(maps, ids=ids)))
+    assert all(torch.equal(a, b) for a, b in zip(found, step(maps, ids=ids)))
 
 
 def test_the_tap_is_in_place_here_too():
