@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nce_triton_numerics import BF16, DEVICE, FLOAT, FORMS, HALF, check, inputs, leaves, outcome, randn
+from nce_triton_numerics import BF16, FLOAT, FORMS, HALF, check, inputs, leaves, outcome, randn
+from triton_numerics import DEVICE
 
 from kernels.nce import patch_nce_loss
 

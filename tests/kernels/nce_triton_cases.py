@@ -6,20 +6,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nce_triton_numerics import (
-    BF16,
-    DEVICE,
-    FLOAT,
-    FORMS,
-    HALF,
-    NAMES,
-    check,
-    close,
-    inputs,
-    leaves,
-    outcome,
-    randn,
-)
+from nce_triton_numerics import BF16, FLOAT, FORMS, HALF, NAMES, check, inputs, leaves, outcome, randn
+from triton_numerics import DEVICE, close
 
 from kernels.nce import launch_triton, patch_nce_loss
 from kernels.nce.spec import EPS, INVERSE_NORM, LSE, PULL, Layer, Spec

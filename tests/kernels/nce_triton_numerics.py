@@ -1,7 +1,6 @@
-"""Inputs of the triton kernels of patch_nce_loss, and the rule their results are held to.
+"""Inputs of the triton kernels of patch_nce_loss, and what their results are compared with.
 
-The error against float64 is at most twice that of plain torch in the same dtype, plus 4 units of the dtype's rounding
-at the largest value of the result. Plain torch is the reference in float32; for 16-bit inputs, which the reference
+Plain torch, in the rule of triton_numerics.py, is the reference in float32; for 16-bit inputs, which the reference
 widens, it is an expression with products of 16-bit matrices (`narrow`).
 """
 
@@ -9,12 +8,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from triton_numerics import DEVICE, close
 
-from kernels import backends
 from kernels.nce import patch_nce_loss
 from kernels.nce.spec import EPS
 
-DEVICE = "cpu" if backends.interpreting() else "cuda"
 FLOAT, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
 NAMES = ("q", "k", "negatives", "log_weight")
 FORMS = {
@@ -48,14 +46,6 @@ def narrow(q, k, *, negatives, log_weight, similarity_weight, temperature, norma
         z = z.masked_fill(torch.eye(z.shape[-1], dtype=torch.bool, device=z.device), float("-inf"))
     margin = torch.logsumexp(z, -1) - positive
     return margin if decoupled else F.softplus(margin)
-
-
-def close(name, got, torchs, exact, terms=0.0):
-    """terms: size of the terms that cancel in the result, where it is far above the result's own."""
-    assert got.shape == exact.shape and got.dtype == torchs.dtype, name
-    error, allowed = (got.double() - exact).abs().max(), (torchs.double() - exact).abs().max()
-    floor = 4 * torch.finfo(got.dtype).eps * max(exact.abs().max().item(), terms)
-    assert error <= 2 * allowed + floor, f"{name}: error {error:.2e}, torch's {allowed:.2e}, floor {floor:.2e}"
 
 
 def inputs(shape, bank=None, weights="", dtype=FLOAT, seed=0, spread=1.0):

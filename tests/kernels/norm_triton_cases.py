@@ -1,22 +1,20 @@
 """What the triton norm kernels must compute, on whichever machine runs them: test_triton_interpreter.py runs this file
 in triton's interpreter on the CPU, test_norm_gpu.py on a GPU. Not collected by itself.
 
-Rule for numbers: the error against float64 is at most twice that of plain torch (kernels.norm.reference) in the same
-dtype, plus 4 units of the dtype's rounding at the largest value of the result.
+Plain torch, in the rule of triton_numerics.py, is kernels.norm.reference.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
+from triton_numerics import DEVICE, close
 
 import kernels
-from kernels import backends
 from kernels._layout import is_channels_last
 from kernels.norm import launch_triton
 from kernels.norm.spec import INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_stats
 
-DEVICE = "cpu" if backends.interpreting() else "cuda"
 PLAIN = Spec(INSTANCE, 1e-5, 0.0, 0, 0.2, 0)
 PATHS = ("resident", "merged", "combined")
 
@@ -60,14 +58,6 @@ def randn(*shape, dtype=torch.float32, seed=0, channels_last=False):
     if channels_last:
         t = t.contiguous(memory_format=torch.channels_last_3d if t.dim() == 5 else torch.channels_last)
     return t
-
-
-def close(name, got, torchs, exact, terms=0.0):
-    """terms: size of the terms that cancel in the result, where it is far above the result's own."""
-    assert got.shape == exact.shape and got.dtype == torchs.dtype, name
-    error, allowed = (got.double() - exact).abs().max(), (torchs.double() - exact).abs().max()
-    floor = 4 * torch.finfo(got.dtype).eps * max(exact.abs().max().item(), terms)
-    assert error <= 2 * allowed + floor, f"{name}: error {error:.2e}, torch's {allowed:.2e}, floor {floor:.2e}"
 
 
 def check(op, x, *others, gradient=None, terms=0.0):

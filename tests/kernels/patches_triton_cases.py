@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from patches_cases import LAYOUTS, SIZES, check_gradient, exact, in_layout, randn, some_ids
+from triton_numerics import DEVICE
 
 import kernels
 from kernels import backends
@@ -13,7 +14,6 @@ from kernels._layout import is_channels_last
 from kernels.patches import launch_triton
 from kernels.patches.spec import form_of
 
-DEVICE = "cpu" if backends.interpreting() else "cuda"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [case for case in SIZES if case[1] < 300] + [((1, 5, 11, 13), 150)]
 

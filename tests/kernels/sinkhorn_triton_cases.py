@@ -1,7 +1,7 @@
 """What the triton Sinkhorn kernels must compute, on whichever machine runs them: test_triton_interpreter.py runs this
 file in triton's interpreter on the CPU, test_sinkhorn_gpu.py on a GPU. Not collected by itself.
 
-Rule for numbers as in norm_triton_cases.py."""
+Rule for numbers as in triton_numerics.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import math
 
 import pytest
 import torch
+from triton_numerics import DEVICE
 
 import kernels
 from kernels import backends
 from kernels.sinkhorn import launch_triton
 
-DEVICE = "cpu" if backends.interpreting() else "cuda"
 pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
 
 

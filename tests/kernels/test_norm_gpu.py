@@ -9,7 +9,7 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
-pytest.register_assert_rewrite("norm_triton_cases")
+pytest.register_assert_rewrite("norm_triton_cases", "triton_numerics")
 
 from gpu import behind_a_slow_writer, captured  # noqa: E402
 from norm_triton_cases import *  # noqa: E402, F403
