@@ -19,6 +19,14 @@ from kernels.norm import (
     munit_layer_norm,
 )
 from kernels.patches import PatchSampler, sample_patches, tap_patches
+from kernels.resample import (
+    BlurDownsample,
+    BlurUpsample,
+    ReflectionPad2d,
+    blur_downsample,
+    blur_upsample,
+    reflection_pad2d,
+)
 from kernels.sinkhorn import sinkhorn
 
 __version__ = "0.1.0"
@@ -26,14 +34,19 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveInstanceNorm2d",
     "BackendUnavailable",
+    "BlurDownsample",
+    "BlurUpsample",
     "FuseReport",
     "InstanceNorm2d",
     "MunitLayerNorm",
     "PatchNCELoss",
     "PatchSampler",
+    "ReflectionPad2d",
     "adain",
     "adaptive_instance_norm",
     "backend_report",
+    "blur_downsample",
+    "blur_upsample",
     "fuse",
     "hdce_weight",
     "instance_norm",
@@ -41,6 +54,7 @@ __all__ = [
     "monce_log_weight",
     "munit_layer_norm",
     "patch_nce_loss",
+    "reflection_pad2d",
     "sample_patches",
     "semantic_relation_loss",
     "sinkhorn",

@@ -30,7 +30,7 @@ import torch
 
 MODULE = "_kernels_cpu"
 SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cpu"
-ROOMS = ("norm", "nce", "patches", "sinkhorn")  # each has ROOM.cpp, without torch, and bind_ROOM.cpp
+ROOMS = ("norm", "nce", "patches", "resample", "sinkhorn")  # each has ROOM.cpp, without torch, and bind_ROOM.cpp
 
 # ffp-contract lets a * b + c become one fused multiply-add; NaN and infinity keep their meaning (no -ffast-math).
 _COMMON = "-O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -w".split()

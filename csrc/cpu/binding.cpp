@@ -8,11 +8,12 @@
   NormTable norm_table();             \
   NceTable nce_table();               \
   PatchesTable patches_table();       \
+  ResampleTable resample_table();     \
   SinkhornTable sinkhorn_table();     \
   }                                   \
   static Tables tables_of_##name() {  \
     using namespace isa_##name;       \
-    return {norm_table(), nce_table(), patches_table(), sinkhorn_table()}; \
+    return {norm_table(), nce_table(), patches_table(), resample_table(), sinkhorn_table()}; \
   }
 KERNELS_LEVEL(baseline)
 #if defined(__x86_64__)
@@ -89,7 +90,7 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels_cpu", nullptr, -1, method
 
 PyMODINIT_FUNC PyInit__kernels_cpu() {
   PyObject* m = PyModule_Create(&module);
-  for (PyMethodDef* room : {norm_methods, nce_methods, patches_methods, sinkhorn_methods})
+  for (PyMethodDef* room : {norm_methods, nce_methods, patches_methods, resample_methods, sinkhorn_methods})
     if (m && PyModule_AddFunctions(m, room)) Py_CLEAR(m);
   return m;
 }

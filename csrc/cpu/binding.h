@@ -11,18 +11,20 @@
 #include "nce.h"
 #include "norm.h"
 #include "patches.h"
+#include "resample.h"
 #include "sinkhorn.h"
 
 struct Tables {  // one per instruction set
   NormTable norm;
   NceTable nce;
   PatchesTable patches;
+  ResampleTable resample;
   SinkhornTable sinkhorn;
 };
 
 extern Tables tables;  // of the instruction set in use
 
-extern PyMethodDef norm_methods[], nce_methods[], patches_methods[], sinkhorn_methods[];
+extern PyMethodDef norm_methods[], nce_methods[], patches_methods[], resample_methods[], sinkhorn_methods[];
 
 int64_t threads();                                                                 // torch's thread count
 void parallel(int64_t count, int64_t grain, void* context, ParallelBody body);  // on torch's thread pool

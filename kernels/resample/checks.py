@@ -1,0 +1,52 @@
+"""Arguments of the resample room: each error names the argument, what was given and what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels._checks import _FLOATING, _kind
+
+Tensor = torch.Tensor
+
+
+def check_planes(x: object) -> None:
+    """x: a floating (N, C, H, W) tensor with at least one pixel."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {_kind(x)}, want a tensor of shape (N, C, H, W)")
+    if x.dtype not in _FLOATING:
+        raise TypeError(f"x: got {x.dtype}, want float32, bfloat16, float16 or float64")
+    if x.layout != torch.strided:
+        raise TypeError(f"x: got layout {x.layout}, want a dense tensor")
+    if x.dim() != 4 or x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, want (N, C, H, W) with at least one pixel")
+
+
+def check_filter_size(filter_size: object) -> None:
+    """filter_size: an int from 2 to 7."""
+    if isinstance(filter_size, bool) or not isinstance(filter_size, int):
+        raise TypeError(f"filter_size: got {_kind(filter_size)}, want an int")
+    if not 2 <= filter_size <= 7:
+        raise ValueError(f"filter_size: got {filter_size}, want an int from 2 to 7")
+
+
+def as_padding(padding: object) -> tuple[int, int, int, int]:
+    """padding as (left, right, top, bottom), each >= 0."""
+    sides = padding if isinstance(padding, Sequence) and not isinstance(padding, str) else (padding,) * 4
+    if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise TypeError(f"padding: got {padding!r}, want an int or four of them (left, right, top, bottom)")
+    if len(sides) != 4:
+        raise ValueError(f"padding: got {len(sides)} numbers, want one or four (left, right, top, bottom)")
+    if min(sides) < 0:
+        raise ValueError(f"padding: got {padding}, want numbers >= 0")
+    return tuple(sides)
+
+
+def check_room(what: str, x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    """rows, columns: the margins (before, behind) that are mirrored, each smaller than its side of x."""
+    if max(rows) >= x.shape[2] or max(columns) >= x.shape[3]:
+        raise ValueError(
+            f"{what} for planes of {x.shape[2]} x {x.shape[3]}, want rows > {max(rows)} and columns > {max(columns)}: "
+            "reflection does not repeat the edge"
+        )

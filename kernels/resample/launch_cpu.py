@@ -1,0 +1,45 @@
+"""Tensors to addresses and tables for the C++ operators (csrc/cpu/resample.cpp). No autograd, no checks of arguments."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from kernels import _native
+from kernels.norm.spec import dense, is_channels_last
+from kernels.resample.spec import Spec, Taps, new_output, tables
+
+Tensor = torch.Tensor
+
+_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _axis(taps: Taps) -> tuple[int, ...]:
+    arrays = (array.ctypes.data for array in (taps.first, taps.index, taps.weight))
+    return *arrays, taps.outputs, taps.low, taps.groups, taps.phases, taps.step
+
+
+@functools.lru_cache(maxsize=1024)
+def _tables(spec: Spec) -> tuple[tuple[Taps, Taps], tuple[int, ...]]:
+    """The tables, kept alive for as long as their addresses are."""
+    both = tables(spec)
+    return both, (*_axis(both[0]), *_axis(both[1]))
+
+
+def apply(x: Tensor, spec: Spec, channels_last: bool) -> Tensor:
+    """The operator or its gradient on x (N, C, H, W); the result lies in memory as `channels_last` says."""
+    c = x.shape[1]
+    sn, sc, sh, sw = x.stride()
+    # rows must be dense, but may lie apart: the inside of a padded map is read where it is
+    if not ((sc == 1 and sw == c) if channels_last else sw == 1):
+        x = dense(x, channels_last)
+        sn, sc, sh, sw = x.stride()
+    y = new_output(x, spec, channels_last)
+    if y.numel():
+        both, addresses = _tables(spec)
+        _native.load().resample(
+            *(x.data_ptr(), y.data_ptr(), x.shape[0], c, channels_last, _DTYPE[x.dtype], sn, sc, sh), *addresses
+        )
+        del both
+    return y

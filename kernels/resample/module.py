@@ -1,0 +1,111 @@
+"""Modules over the resample operators, with the buffers of the published ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kernels import backends
+from kernels.resample.checks import as_padding, check_filter_size
+from kernels.resample.op import blur_downsample, blur_upsample, reflection_pad2d
+from kernels.resample.reference import binomial
+
+Tensor = torch.Tensor
+
+
+def _check_impl(impl: object) -> str:
+    if impl not in backends.IMPLS:
+        raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, backends.IMPLS))}")
+    return impl
+
+
+class _Blur(nn.Module):
+    """Holds `filt` (C, 1, k, k) as CUT's modules do, so that their checkpoints load. The operator has its filter built
+    in: a state dict with another one is an error."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int, filt: Tensor, impl: str) -> None:
+        super().__init__()
+        if isinstance(channels, bool) or not isinstance(channels, int):
+            raise TypeError(f"channels: got {type(channels).__name__}, want an int")
+        if channels < 1:
+            raise ValueError(f"channels: got {channels}, want an int >= 1")
+        self.impl = _check_impl(impl)
+        self.register_buffer("filt", filt.expand(channels, 1, -1, -1).clone())
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        given = state_dict.get(f"{prefix}filt")
+        # in half precision, too, the published numbers are exact
+        if given is not None and given.shape == self.filt.shape and not torch.equal(given.to(self.filt), self.filt):
+            errors.append(f"{prefix}filt: got other numbers than the published filter's, which this module computes with")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    def _check_channels(self, x: Tensor) -> None:
+        if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] != self.filt.shape[0]:
+            raise ValueError(f"x: got {x.shape[1]} channels in shape {tuple(x.shape)}, want {self.filt.shape[0]}")
+
+    def extra_repr(self) -> str:
+        return f"{self.filt.shape[0]}" + ("" if self.impl == "auto" else f", impl={self.impl}")
+
+
+class BlurDownsample(_Blur):
+    """`kernels.blur_downsample` as CUT's Downsample: (N, C, H, W) -> (N, C, ceil(H / 2), ceil(W / 2)).
+
+    Args:
+        channels: C.
+        filter_size, impl: as in `kernels.blur_downsample`.
+    """
+
+    def __init__(self, channels: int, filter_size: int = 3, *, impl: str = "auto") -> None:
+        check_filter_size(filter_size)
+        super().__init__(channels, binomial(filter_size), impl)
+        self.filter_size = filter_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W)."""
+        self._check_channels(x)
+        return blur_downsample(x, filter_size=self.filter_size, impl=self.impl)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", filter_size={self.filter_size}"
+
+
+class BlurUpsample(_Blur):
+    """`kernels.blur_upsample` as CUT's Upsample: (N, C, H, W) -> (N, C, 2 H, 2 W).
+
+    Args:
+        channels: C.
+        impl: as in `kernels.blur_upsample`.
+    """
+
+    def __init__(self, channels: int, *, impl: str = "auto") -> None:
+        super().__init__(channels, 4 * binomial(4), impl)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W)."""
+        self._check_channels(x)
+        return blur_upsample(x, impl=self.impl)
+
+
+class ReflectionPad2d(nn.ReflectionPad2d):
+    """torch.nn.ReflectionPad2d over `kernels.reflection_pad2d`: (N, C, H, W) or (C, H, W).
+
+    Args:
+        padding: pixels on every side, or (left, right, top, bottom).
+        impl: as in `kernels.reflection_pad2d`.
+    """
+
+    def __init__(self, padding: int | tuple[int, int, int, int], *, impl: str = "auto") -> None:
+        super().__init__(as_padding(padding))
+        self.impl = _check_impl(impl)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W) or (C, H, W)."""
+        if isinstance(x, Tensor) and x.dim() == 3:
+            return self.forward(x[None])[0]
+        return reflection_pad2d(x, self.padding, impl=self.impl)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.impl == "auto" else f", impl={self.impl}")
