@@ -16,7 +16,12 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["kernels", "kernels.norm", "kernels.nce", "kernels.patches", "kernels.resample", "kernels.sinkhorn", "i2i", "benchmarks"],
+    packages=[
+        "kernels",
+        *(f"kernels.{room}" for room in ("norm", "nce", "patches", "resample", "sinkhorn")),
+        "i2i",
+        "benchmarks",
+    ],
     install_requires=["torch>=2.11", "numpy", "ninja", "pillow"],
     extras_require={
         "samples": ["scikit-image"],

@@ -1,4 +1,4 @@
-"""Tensors to addresses and tables for the C++ operators (csrc/cpu/resample.cpp). No autograd, no checks of arguments."""
+"""Tensors to addresses and tables for the C++ operators (csrc/cpu/resample.cpp). No autograd, no argument checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import torch
 
 from kernels import _native
-from kernels.norm.spec import dense, is_channels_last
+from kernels.norm.spec import dense
 from kernels.resample.spec import Spec, Taps, new_output, tables
 
 Tensor = torch.Tensor

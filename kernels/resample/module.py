@@ -38,7 +38,7 @@ class _Blur(nn.Module):
         given = state_dict.get(f"{prefix}filt")
         # in half precision, too, the published numbers are exact
         if given is not None and given.shape == self.filt.shape and not torch.equal(given.to(self.filt), self.filt):
-            errors.append(f"{prefix}filt: got other numbers than the published filter's, which this module computes with")
+            errors.append(f"{prefix}filt: got other numbers than the published filter's, which are built in")
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 

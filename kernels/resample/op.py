@@ -12,7 +12,7 @@ import types
 import torch
 
 from kernels import backends
-from kernels.norm.spec import DTYPES, OFFERED, dense, is_channels_last
+from kernels.norm.spec import DTYPES, OFFERED, is_channels_last
 from kernels.resample import launch_cpu, reference
 from kernels.resample.checks import as_padding, check_filter_size, check_planes, check_room
 from kernels.resample.spec import DOWN, PAD, UP, Spec, margins, new_output
