@@ -23,6 +23,13 @@ FUSED_IMPLS = ("reference", "cpu", "triton")
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def checked_impl(impl: object) -> str:
+    """impl, if it is one of the names."""
+    if impl not in IMPLS:
+        raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, IMPLS))}")
+    return impl
+
+
 class BackendUnavailable(RuntimeError):
     """An implementation was asked for by name and cannot run; the message says why."""
 
@@ -100,8 +107,7 @@ def _resolve(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str],
 
 
 def _decide(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
-    if impl not in IMPLS:
-        raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, IMPLS))}")
+    checked_impl(impl)
     asked = f"impl={impl!r}"
     if impl == "auto":
         impl = os.environ.get("KERNELS_IMPL", "auto").strip() or "auto"

@@ -28,12 +28,10 @@ class _Epilogue:
         check_activation(activation, negative_slope, ACTIVATIONS)
         if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
             raise ValueError(f"padding: got {padding!r}, want an int >= 0")
-        if impl not in backends.IMPLS:
-            raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, backends.IMPLS))}")
         self.activation = activation
         self.negative_slope = negative_slope
         self.padding = padding
-        self.impl = impl
+        self.impl = backends.checked_impl(impl)
 
     def _options(self) -> dict:
         return dict(

@@ -24,10 +24,8 @@ class PatchSampler(nn.Module):
     def __init__(self, num_patches: int | None = 256, *, impl: str = "auto") -> None:
         super().__init__()
         check_num_patches(num_patches)
-        if impl not in backends.IMPLS:
-            raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, backends.IMPLS))}")
         self.num_patches = num_patches
-        self.impl = impl
+        self.impl = backends.checked_impl(impl)
 
     def forward(
         self,

@@ -6,28 +6,22 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels._checks import _FLOATING, _kind
+from kernels._checks import check_count, check_tensor
 
 Tensor = torch.Tensor
 
 
 def check_planes(x: object) -> None:
     """x: a floating (N, C, H, W) tensor with at least one pixel."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {_kind(x)}, want a tensor of shape (N, C, H, W)")
-    if x.dtype not in _FLOATING:
-        raise TypeError(f"x: got {x.dtype}, want float32, bfloat16, float16 or float64")
-    if x.layout != torch.strided:
-        raise TypeError(f"x: got layout {x.layout}, want a dense tensor")
+    check_tensor("x", x, "(N, C, H, W)")
     if x.dim() != 4 or x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"x: got shape {tuple(x.shape)}, want (N, C, H, W) with at least one pixel")
 
 
 def check_filter_size(filter_size: object) -> None:
     """filter_size: an int from 2 to 7."""
-    if isinstance(filter_size, bool) or not isinstance(filter_size, int):
-        raise TypeError(f"filter_size: got {_kind(filter_size)}, want an int")
-    if not 2 <= filter_size <= 7:
+    check_count("filter_size", filter_size, least=2)
+    if filter_size > 7:
         raise ValueError(f"filter_size: got {filter_size}, want an int from 2 to 7")
 
 

@@ -7,12 +7,10 @@ import functools
 import torch
 
 from kernels import _native
-from kernels.norm.spec import dense
+from kernels._layout import dense
 from kernels.resample.spec import Spec, Taps, new_output, tables
 
 Tensor = torch.Tensor
-
-_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def _axis(taps: Taps) -> tuple[int, ...]:
@@ -37,9 +35,7 @@ def apply(x: Tensor, spec: Spec, channels_last: bool) -> Tensor:
         sn, sc, sh, sw = x.stride()
     y = new_output(x, spec, channels_last)
     if y.numel():
-        both, addresses = _tables(spec)
-        _native.load().resample(
-            *(x.data_ptr(), y.data_ptr(), x.shape[0], c, channels_last, _DTYPE[x.dtype], sn, sc, sh), *addresses
-        )
-        del both
+        arrays, addresses = _tables(spec)  # the arrays live at least as long as this name, also when the cache is full
+        code = _native.DTYPE_CODES[x.dtype]
+        _native.load().resample(x.data_ptr(), y.data_ptr(), x.shape[0], c, channels_last, code, sn, sc, sh, *addresses)
     return y

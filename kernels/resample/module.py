@@ -6,17 +6,12 @@ import torch
 from torch import nn
 
 from kernels import backends
+from kernels._checks import check_count
 from kernels.resample.checks import as_padding, check_filter_size
 from kernels.resample.op import blur_downsample, blur_upsample, reflection_pad2d
 from kernels.resample.reference import binomial
 
 Tensor = torch.Tensor
-
-
-def _check_impl(impl: object) -> str:
-    if impl not in backends.IMPLS:
-        raise ValueError(f"impl: got {impl!r}, want one of {', '.join(map(repr, backends.IMPLS))}")
-    return impl
 
 
 class _Blur(nn.Module):
@@ -27,11 +22,8 @@ class _Blur(nn.Module):
 
     def __init__(self, channels: int, filt: Tensor, impl: str) -> None:
         super().__init__()
-        if isinstance(channels, bool) or not isinstance(channels, int):
-            raise TypeError(f"channels: got {type(channels).__name__}, want an int")
-        if channels < 1:
-            raise ValueError(f"channels: got {channels}, want an int >= 1")
-        self.impl = _check_impl(impl)
+        check_count("channels", channels)
+        self.impl = backends.checked_impl(impl)
         self.register_buffer("filt", filt.expand(channels, 1, -1, -1).clone())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
@@ -99,7 +91,7 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 
     def __init__(self, padding: int | tuple[int, int, int, int], *, impl: str = "auto") -> None:
         super().__init__(as_padding(padding))
-        self.impl = _check_impl(impl)
+        self.impl = backends.checked_impl(impl)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W) or (C, H, W)."""

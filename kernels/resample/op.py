@@ -7,25 +7,20 @@ transposed, and that one's the operator itself, so derivatives of every order ta
 
 from __future__ import annotations
 
-import types
+import functools
 
 import torch
 
 from kernels import backends
-from kernels.norm.spec import DTYPES, OFFERED, is_channels_last
-from kernels.resample import launch_cpu, reference
+from kernels._layout import is_channels_last
+from kernels.resample import reference
 from kernels.resample.checks import as_padding, check_filter_size, check_planes, check_room
 from kernels.resample.spec import DOWN, PAD, UP, Spec, margins, new_output
 
 Tensor = torch.Tensor
 
 
-def _launcher(impl: str) -> types.ModuleType:
-    if impl == "cpu":
-        return launch_cpu
-    from kernels.resample import launch_triton  # imports triton
-
-    return launch_triton
+_launcher = functools.partial(backends.launcher, "resample")
 
 
 # ---- the registered op, for torch.compile ----------------------------------------------------------------------------
@@ -83,7 +78,7 @@ class _Resample(torch.autograd.Function):
 
 def _apply(x: Tensor, kind: int, rows: tuple[int, int], columns: tuple[int, int], impl: str) -> Tensor:
     spec = Spec(kind, rows, columns, x.shape[2], x.shape[3])
-    chosen = backends.choose(impl, x, OFFERED, DTYPES)
+    chosen = backends.choose(impl, x)
     if chosen == "reference":
         return reference.resample(x, spec)
     channels_last = is_channels_last(x)

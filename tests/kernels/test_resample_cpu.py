@@ -7,7 +7,7 @@ from patches_cases import LAYOUTS, in_layout
 from resample_cases import CASES, CHANNELS, PADS, PLANES, UP, down, planes
 
 import kernels
-from kernels.norm.spec import is_channels_last
+from kernels._layout import is_channels_last
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
