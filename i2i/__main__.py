@@ -14,7 +14,7 @@ import torch
 
 import kernels
 from i2i import checkpoint
-from i2i.config import SAMPLE, TRAINABLE_GAN_MODES, Config
+from i2i.config import PRECISIONS, SAMPLE, TRAINABLE_GAN_MODES, Config
 from i2i.errors import TrainingDiverged, UsageError
 from i2i.train import Result, train
 
@@ -78,6 +78,13 @@ def build_parser() -> Parser:
     add("--num-patches", type=int, help=f"patches per image and layer (default: 256; sample: {SAMPLE['num_patches']})")
     add("--lr", type=float, help="learning rate (default: 2e-4)")
     add("--seed", type=int, help="of weights, images and patches (default: 0)")
+    add("--precision", choices=PRECISIONS, help="of convolutions and maps (default: float32)")
+    add(
+        "--published-order",
+        action="store_true",
+        help="encode the sources of the contrastive loss a second time, as the published code does (default: keep "
+        "their patches from the first; the same losses up to rounding)",
+    )
     add("--save-every", type=int, metavar="STEPS", help=f"checkpoint (default: 1000; sample: {SAMPLE['save_every']})")
     add("--sample-every", type=int, metavar="STEPS", help=f"pictures (default: 1000; sample: {SAMPLE['sample_every']})")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")

@@ -32,6 +32,8 @@ class Config:
     beta1: float = 0.5
     steps: int = 0  # 0: 400 passes over the larger folder (200 at full rate, 200 falling to 0, as published)
     seed: int = 0
+    precision: str = "float32"  # of convolutions and maps; "bfloat16": autocast. Weights and losses stay float32
+    published_order: bool = False  # encode the sources of the contrastive loss again instead of keeping their patches
     # bookkeeping, in steps
     save_every: int = 1000
     sample_every: int = 1000
@@ -52,6 +54,7 @@ class Config:
         self._require(self.num_patches <= places, "num_patches", f"at most {places}, (crop_size / 4) squared")
         self._require(self.load_size >= self.crop_size, "load_size", f"at least crop_size ({self.crop_size})")
         self._require(self.gan_mode in TRAINABLE_GAN_MODES, "gan_mode", f"one of {', '.join(TRAINABLE_GAN_MODES)}")
+        self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         self._require(len(self.data) <= 2, "data", "one folder with trainA and trainB, or two folders")
 
     def _require(self, right: bool, name: str, wanted: str) -> None:
@@ -67,6 +70,8 @@ class Config:
 
 
 TRAINABLE_GAN_MODES = tuple(mode for mode in GAN_MODES if mode != "wgangp")  # which needs its gradient penalty
+
+PRECISIONS = ("float32", "bfloat16")
 
 # Of the run on sample photographs: small enough for about a minute on two CPU cores.
 SAMPLE = {

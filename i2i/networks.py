@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
@@ -23,42 +22,13 @@ if not hasattr(kernels, "instance_norm"):
 NCE_LAYERS = (0, 4, 8, 12, 16)
 
 
-class BlurDownsample(nn.Module):
-    """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)): reflection pad 1, [1,2,1] x [1,2,1] / 16 per channel, stride 2."""
-
-    filt: Tensor
-
-    def __init__(self, channels: int):
-        super().__init__()
-        row = torch.tensor([1.0, 2.0, 1.0])
-        self.register_buffer("filt", (torch.outer(row, row) / 16).repeat(channels, 1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
-
-
-class BlurUpsample(nn.Module):
-    """(N, C, H, W) -> (N, C, 2H, 2W). The published form is a transposed convolution with `filt`, replicated borders
-    and a crop; that is bilinear interpolation, so `filt` only keeps the checkpoints' keys."""
-
-    filt: Tensor
-
-    def __init__(self, channels: int):
-        super().__init__()
-        row = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        self.register_buffer("filt", (torch.outer(row, row) / 16).repeat(channels, 1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-
-
 class ResnetBlock(nn.Module):
     """x + IN(conv(pad(relu(IN(conv(pad(x))))))), shape kept; no activation after the sum."""
 
     def __init__(self, channels: int, impl: str = "auto"):
         super().__init__()
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            kernels.ReflectionPad2d(1, impl=impl),
             nn.Conv2d(channels, channels, 3),
             kernels.InstanceNorm2d(channels, activation="relu", padding=1, impl=impl),
             nn.Identity(),  # ReLU
@@ -96,17 +66,17 @@ class ResnetGenerator(nn.Module):
             norm = kernels.InstanceNorm2d(channels, activation="relu", padding=padding, impl=impl)
             return [norm, nn.Identity()]  # the Identity is the ReLU
 
-        net: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7), *norm_relu(ngf)]
+        net: list[nn.Module] = [kernels.ReflectionPad2d(3, impl=impl), nn.Conv2d(input_nc, ngf, 7), *norm_relu(ngf)]
         for width in (ngf, 2 * ngf):
             stride = 1 if antialias_down else 2
             net += [nn.Conv2d(width, 2 * width, 3, stride, padding=1), *norm_relu(2 * width)]
             if antialias_down:
-                net.append(BlurDownsample(2 * width))
+                net.append(kernels.BlurDownsample(2 * width, impl=impl))
         net += [ResnetBlock(4 * ngf, impl) for _ in range(n_blocks)]
         for width in (4 * ngf, 2 * ngf):
             last = width == 2 * ngf
             if antialias_up:
-                net += [BlurUpsample(width), nn.Conv2d(width, width // 2, 3, padding=1)]
+                net += [kernels.BlurUpsample(width, impl=impl), nn.Conv2d(width, width // 2, 3, padding=1)]
             else:
                 net.append(nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1))
             net += norm_relu(width // 2, padding=3 if last else 0)
@@ -177,7 +147,7 @@ class PatchDiscriminator(nn.Module):
         width = ndf
         for level in range(1, n_layers + 1):
             if antialias:
-                net.append(BlurDownsample(width))
+                net.append(kernels.BlurDownsample(width, impl=impl))
             inner, width = width, ndf * min(2**level, 8)
             net += [
                 nn.Conv2d(inner, width, 4, stride if level < n_layers else 1, padding=1),
