@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.util
 import os
 import sys
@@ -15,14 +16,17 @@ from pathlib import Path
 import torch
 
 import kernels
-from benchmarks import contrastive, contrastive_cases, machine
+from benchmarks import contrastive, machine, resample, suite_report
 from benchmarks.cases import MODES, OPERATORS, Shape, cases
 from benchmarks.plot import picture
 from benchmarks.providers import FUSED, PROVIDERS
-from benchmarks.report import SCHEMA, is_noisy, loss_line, provenance, summarise, write
+from benchmarks.report import SCHEMA, is_noisy, loss_line, summarise, write
 from benchmarks.runner import Json, run
+from benchmarks.suite import Suite
+from benchmarks.suite import run as run_suite
 
 ROUNDS, ROUNDS_FULL = 7, 20
+SUITES = (contrastive.SUITE, resample.SUITE)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--op",
         action="append",
         default=[],
-        choices=[*(op.name for op in OPERATORS), *contrastive_cases.NAMES],
+        choices=[*(op.name for op in OPERATORS), *(name for suite in SUITES for name in suite.operators)],
         help="only this (repeatable)",
     )
     parser.add_argument(
@@ -62,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for the tables and plots, ops.* and contrastive.* (default runs/benchmarks/MACHINE)",
+        help="folder for the tables and plots, ops.*, contrastive.* and resample.* (default runs/benchmarks/MACHINE)",
     )
     return parser.parse_args(argv)
 
@@ -97,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # with caches of its own, so that compile times are those of a first compilation
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as caches:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
-        for measure, report in ((measure_norms, report_norms), (measure_contrastive, report_contrastive)):
+        rooms = [(measure_norms, report_norms)]
+        rooms += [(functools.partial(measure_suite, suite), functools.partial(report_suite, suite)) for suite in SUITES]
+        for measure, report in rooms:
             result = measure(options, device)
             if result is None:
                 continue
@@ -128,21 +134,20 @@ def report_norms(result: Json, folder: Path) -> list[Path]:
     return paths
 
 
-def measure_contrastive(options: argparse.Namespace, device: torch.device) -> Json | None:
-    """The same of the contrastive rooms; None where none was asked for, or shapes of the norms were."""
-    selected = [] if options.shape else contrastive_cases.cases(options.full, options.op)
+def measure_suite(suite: Suite, options: argparse.Namespace, device: torch.device) -> Json | None:
+    """The same of a suite; None where nothing of it was asked for, or shapes of the norms were."""
+    selected = [] if options.shape else suite.cases(options.full, options.op)
     if not selected:
         return None
     rounds = options.rounds or ROUNDS
-    result = _measure(options, device, rounds, lambda: contrastive.run(selected, device, rounds, options.skip))
-    banks = any(case.name == "patch_nce_bank" for case in selected)
-    memory = contrastive.memory_curve(device, options.full) if banks and not result["interrupted"] else []
-    return result | {"memory": memory, "summary": contrastive.summarise(result["rows"])}
+    result = _measure(options, device, rounds, lambda: run_suite(suite, selected, device, rounds, options.skip))
+    extras = suite.extras([] if result["interrupted"] else selected, device, options.full)
+    return result | extras | {"summary": suite_report.summarise(suite, result["rows"])}
 
 
-def report_contrastive(result: Json, folder: Path) -> list[Path]:
-    paths = contrastive.write(result, folder, provenance(result))
-    contrastive.print_summary(result)
+def report_suite(suite: Suite, result: Json, folder: Path) -> list[Path]:
+    paths = suite_report.write(suite, result, folder)
+    suite_report.print_summary(suite, result)
     return paths
 
 

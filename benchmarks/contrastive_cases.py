@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 
 import kernels
 from benchmarks.cases import DTYPES, dtype_name
+from benchmarks.providers import FUSED
+from benchmarks.suite import EAGER, Function, Work
 
 Tensor = torch.Tensor
-Function = Callable[..., list[Tensor]]
 
-FUSED = "fused"
-EAGER, PRODUCT = "eager", "product + CE"
+PRODUCT = "product + CE"
 WIDTH = 256  # of a patch feature, behind CUT's MLP
 TEMPERATURE = 0.07
 CUT_MAPS = ((3, 262, 262), (128, 256, 256), (256, 128, 128), (256, 64, 64), (256, 64, 64))  # tapped at 256 x 256
@@ -79,35 +79,6 @@ def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
         found.append(Case("cut_path", 1, 256, dtype))
     found += [Case("monce_log_weight", b, 256, torch.float32, compiled=full and b == 1) for b in batches]
     return [case for case in found if not names or case.name in names]
-
-
-class Work(NamedTuple):
-    """A case's arguments and contestants: function(*tensors) -> outputs; gradients of `wanted` for given ones of the
-    outputs."""
-
-    tensors: tuple[Tensor, ...]
-    wanted: tuple[int, ...]
-    grads: tuple[Tensor, ...]
-    contestants: dict[str, Function]
-
-    def copied(self, dtype: torch.dtype | None = None) -> Work:
-        """Fresh leaves, in the same memory format, of another dtype if given."""
-
-        def copy(t: Tensor) -> Tensor:
-            return t.detach().clone().to(dtype) if dtype and t.is_floating_point() else t.detach().clone()
-
-        tensors = tuple(copy(t).requires_grad_(i in self.wanted) for i, t in enumerate(self.tensors))
-        return self._replace(tensors=tensors, grads=tuple(map(copy, self.grads)))
-
-    def call(self, function: Function, backward: bool) -> list[Tensor]:
-        """Outputs, and gradients with `backward`."""
-        with torch.set_grad_enabled(backward):
-            outputs = function(*self.tensors)
-        if not backward:
-            return outputs
-        grads = [g.to(y.dtype) for g, y in zip(self.grads, outputs)]
-        found = torch.autograd.grad(outputs, [self.tensors[i] for i in self.wanted], grads)
-        return [*(y.detach() for y in outputs), *found]
 
 
 # ---- published forms -------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def _row_table(rows: Sequence[Json], device: str) -> list[str]:
             seconds = providers.get("torch.compile", {}).get("compile_seconds")
             tail.append("–" if seconds is None else f"{seconds:.1f}")
         if device == "cuda":
-            tail.append(_pair(providers, "wall_us_per_call", 1))
+            tail.append(pair(providers, "wall_us_per_call", 1))
         disturbed = row["rounds_disturbed"]
         lines.append(
             _line(
@@ -212,10 +212,10 @@ def _row_table(rows: Sequence[Json], device: str) -> list[str]:
                     row["dtype"],
                     row["memory_format"].replace("channels_last", "CL").replace("contiguous", "NCHW"),
                     row["mode"],
-                    _cell(providers.get(FUSED)),
+                    cell(providers.get(FUSED)),
                     _copy_cell(providers),
-                    *(_cell(providers.get(name)) for name in names),
-                    _pair(providers, "peak_bytes", 2**20),
+                    *(cell(providers.get(name)) for name in names),
+                    pair(providers, "peak_bytes", 2**20),
                     *tail,
                     f"{row['rounds']}, {disturbed} disturbed{', **noisy**' if is_noisy(row) else ''}",
                 ]
@@ -224,7 +224,7 @@ def _row_table(rows: Sequence[Json], device: str) -> list[str]:
     return lines
 
 
-def _cell(result: Json | None) -> str:
+def cell(result: Json | None) -> str:
     if result is None:
         return "–"
     if result["status"] != "ok":
@@ -244,7 +244,7 @@ def _copy_cell(providers: Json) -> str:
     return (percent[0] or "–") + (f" [{percent[1]}]" if percent[1] else "")
 
 
-def _pair(providers: Json, key: str, unit: float) -> str:
+def pair(providers: Json, key: str, unit: float) -> str:
     values = [providers.get(name, {}).get(key) for name in (FUSED, "eager")]
     return " / ".join("–" if value is None else f"{value / unit:.3g}" for value in values)
 

@@ -76,9 +76,10 @@ def _describe(row: Row) -> Json:
 def _measure(
     row: Row, inputs: Inputs, gate: Gate, providers: Sequence[Provider], device: torch.device, rounds: int
 ) -> Json:
-    sets = _argument_sets(inputs, device)
+    sets = argument_sets(inputs.nbytes, device)
     results: dict[str, Json] = {}
-    subjects = [_copy_subject(row, sets, device)]
+    nbytes = necessary_bytes(row)
+    subjects = [copy_subject(nbytes, sets, device)]
     for provider in providers:
         function = provider.build(row)
         if function is None:
@@ -90,11 +91,11 @@ def _measure(
             calls = [bind(function, arguments, row.backward) for arguments in arranged]
             result["peak_bytes"] = peak_bytes(calls[0], row.backward, device)
             subjects.append(Subject(provider.name, calls, row.backward))
-    copy, *timed = _prepared(subjects, results, device)
+    copy, *timed = prepared(subjects, results, device)
     ran, disturbed = interleave([copy, *timed], rounds)
     copy_ms = spread(copy.samples_ms)[1]
     for subject in timed:
-        results[subject.name] |= _figures(subject, necessary_bytes(row), copy_ms)
+        results[subject.name] |= times(subject) | bandwidth(subject, nbytes, copy_ms)
         if device.type == "cuda":
             results[subject.name]["wall_us_per_call"] = wall_us_per_call(subject)
     relate(results)
@@ -104,27 +105,28 @@ def _measure(
         "rounds_disturbed": disturbed,
         "noisy": 2 * (ran - disturbed) < rounds,  # then disturbed rounds are among the samples
         "argument_sets": sets,
-        "copy": _figures(copy, necessary_bytes(row), copy_ms),
+        "copy": times(copy) | bandwidth(copy, nbytes, copy_ms),
         "providers": results,
     }
 
 
-def _argument_sets(inputs: Inputs, device: torch.device) -> int:
-    """On CUDA so many that no set is still in the L2 cache at its turn; on a CPU one, as warm as its caches keep it."""
+def argument_sets(nbytes: int, device: torch.device) -> int:
+    """How many, of `nbytes` each: on CUDA so many that no set is still in the L2 cache at its turn; on a CPU one, as
+    warm as its caches keep it."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
-    return min(128, 1 + math.ceil(3 * cache / inputs.nbytes))
+    return min(128, 1 + math.ceil(3 * cache / nbytes))
 
 
-def _copy_subject(row: Row, sets: int, device: torch.device) -> Subject:
-    """A copy that moves the row's necessary bytes, half of them read and half written, into memory that exists."""
-    count = max(1, necessary_bytes(row) // 2 // 4)
+def copy_subject(nbytes: int, sets: int, device: torch.device) -> Subject:
+    """A copy that moves so many bytes, half of them read and half written, into memory that exists."""
+    count = max(1, nbytes // 2 // 4)
     pairs = [tuple(torch.ones(count, device=device) for _ in range(2)) for _ in range(sets)]
     return Subject("copy", [functools.partial(target.copy_, source) for target, source in pairs])
 
 
-def _prepared(subjects: Sequence[Subject], results: dict[str, Json], device: torch.device) -> list[Subject]:
+def prepared(subjects: Sequence[Subject], results: dict[str, Json], device: torch.device) -> list[Subject]:
     """Those that the clock can time; the others (no CUDA graph of them) are marked in `results`."""
     clock = DeviceClock() if device.type == "cuda" else WallClock()
     ready = []
@@ -170,16 +172,14 @@ def _check(provider: Provider, function: Function, row: Row, inputs: Inputs, gat
     return result
 
 
-def _figures(subject: Subject, nbytes: int, copy_ms: float) -> Json:
+def times(subject: Subject) -> Json:
     low, median, high = spread(subject.samples_ms)
-    return {
-        "median_ms": median,
-        "p20_ms": low,
-        "p80_ms": high,
-        "samples_ms": subject.samples_ms,
-        "percent_of_copy": 100 * copy_ms / median,
-        "gbytes_per_s": nbytes / median / 1e6,
-    }
+    return {"median_ms": median, "p20_ms": low, "p80_ms": high, "samples_ms": subject.samples_ms}
+
+
+def bandwidth(subject: Subject, nbytes: int, copy_ms: float) -> Json:
+    median = spread(subject.samples_ms)[1]
+    return {"percent_of_copy": 100 * copy_ms / median, "gbytes_per_s": nbytes / median / 1e6}
 
 
 def relate(results: dict[str, Json]) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import contrastive, contrastive_cases
+from benchmarks import contrastive, contrastive_cases, suite, suite_report
+from benchmarks.contrastive import SUITE
 from benchmarks.contrastive_cases import EAGER, FUSED, NAMES, Case, Work, cases, products_flops, work
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32) -> Case:
 def test_every_contestant_computes_its_case(name, dtype):
     if name == "monce_log_weight" and dtype == torch.bfloat16:
         pytest.skip("measured in float32 only")
-    for row in contrastive.run([tiny(name, dtype)], CPU, rounds=1):
+    for row in suite.run(SUITE, [tiny(name, dtype)], CPU, rounds=1):
         assert {EAGER, FUSED} <= row["providers"].keys()
         for provider, result in row["providers"].items():
             assert result["status"] == "ok", (provider, row["label"], row["mode"], result)
@@ -42,7 +43,7 @@ def test_every_contestant_computes_its_case(name, dtype):
             assert (provider == FUSED) != ("fused_speedup" in result)
 
 
-def test_a_wrong_contestant_fails_without_a_number(monkeypatch):
+def test_a_wrong_contestant_fails_without_a_number():
     def wrong(case, device):
         given = work(case, device)
         right = given.contestants[FUSED]
@@ -52,23 +53,22 @@ def test_a_wrong_contestant_fails_without_a_number(monkeypatch):
 
         return given._replace(contestants={EAGER: given.contestants[EAGER], FUSED: off})
 
-    monkeypatch.setattr(contrastive, "work", wrong)
-    rows = list(contrastive.run([tiny("patch_nce")], CPU, rounds=1))
+    rows = list(suite.run(SUITE._replace(work=wrong), [tiny("patch_nce")], CPU, rounds=1))
     assert all(row["providers"][FUSED]["status"] == "FAIL" for row in rows)
     assert not any("median_ms" in row["providers"][FUSED] for row in rows)
-    summary = contrastive.summarise(rows)
+    summary = suite_report.summarise(SUITE, rows)
     assert len(summary["failures"]) == 2 and "result 0" in summary["failures"][0]["reason"]
 
 
 def test_gradients_are_judged():
     given = work(tiny("patch_nce"), CPU)
-    exact, limits = contrastive._limits(tiny("patch_nce"), given)
+    exact, limits = suite.judged_by(tiny("patch_nce"), given)
     assert len(exact) == len(limits) == 2  # the loss, the gradient of q
 
     def half(q, k):
         return [y / 2 + y.detach() / 2 for y in given.contestants[FUSED](q, k)]
 
-    verdict = contrastive._judge(given.copied(), half, True, exact, limits)
+    verdict = suite.judge(given.copied(), half, True, exact, limits)
     assert verdict["status"] == "FAIL" and verdict["reason"].startswith("result 1")
 
 
@@ -93,7 +93,8 @@ def test_full_covers_what_is_documented():
 
 
 def test_command_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(contrastive_cases, "cases", lambda full, names: [tiny(n) for n in NAMES if n in names])
+    chosen = SUITE._replace(cases=lambda full, names: [tiny(n) for n in NAMES if n in names])
+    monkeypatch.setattr(cli, "SUITES", (chosen,))
     point = {"bank": 64, "peak_bytes": 2**20, "logits_bytes": 2**19}
     curve = [point | {"provider": name} for name in (EAGER, FUSED)]
     monkeypatch.setattr(contrastive, "memory_curve", lambda device, full: curve)
@@ -111,14 +112,14 @@ def test_command_line(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's, of a picture with nothing in it
 def test_interruption_keeps_whole_rows(monkeypatch, tmp_path):
-    real = contrastive.run
+    real = cli.run_suite
 
     def interrupted(*arguments):
         yield next(real(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(contrastive_cases, "cases", lambda full, names: [tiny("patch_nce")])
-    monkeypatch.setattr(contrastive, "run", interrupted)
+    monkeypatch.setattr(cli, "SUITES", (SUITE._replace(cases=lambda full, names: [tiny("patch_nce")]),))
+    monkeypatch.setattr(cli, "run_suite", interrupted)
     assert cli.main(["--op", "patch_nce", "--rounds", "1", "--device", "cpu", "--output", str(tmp_path)]) == 130
     result = json.loads((tmp_path / "contrastive.json").read_text())
     assert result["interrupted"] and len(result["rows"]) == 1
