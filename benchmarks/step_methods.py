@@ -1,0 +1,134 @@
+"""The contestants of the whole-step table: one CUT step each, from the same weights, images and patch positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.step_networks import Discriminator, Generator, PatchFeatures, Style
+from i2i.config import Config
+from i2i.cut import CUT
+from i2i.networks import NCE_LAYERS
+
+Losses = dict[str, Tensor]
+
+
+class StockCUT:
+    """CUT's step on stock networks.
+
+    Everything off: the published code's order of work. `careful`: channels last, no graph for the keys, their maps
+    kept from the first pass, fused Adam.
+    """
+
+    def __init__(self, config: Config, device: torch.device, style: Style):
+        ours = CUT(config)  # the same weights, and the same draws of positions
+        self.config, self.style, self.device = config, style, device
+        self.patch_rng = ours.patch_rng
+        self.G = Generator(style, config.ngf, config.n_blocks)
+        self.D = Discriminator(style, config.ndf)
+        self.F = PatchFeatures(ours.G.tap_channels(NCE_LAYERS))
+        form = torch.channels_last if style.careful else torch.contiguous_format
+        for mine, theirs in ((self.G, ours.G), (self.D, ours.D), (self.F, ours.F)):
+            mine.load_state_dict(theirs.state_dict())
+            mine.to(device, memory_format=form)
+        self.form = form
+        self.optimizers = [
+            torch.optim.Adam(parameters, lr=config.lr, betas=(config.beta1, 0.999), fused=style.careful or None)
+            for parameters in (self.D.parameters(), [*self.G.parameters(), *self.F.parameters()])
+        ]
+        if style.compiled:
+            self.G, self.D = (torch.compile(net, dynamic=False) for net in (self.G, self.D))
+
+    def step(self, real_a: Tensor, real_b: Tensor) -> Losses:
+        images = torch.cat([real_a, real_b]).contiguous(memory_format=self.form)
+        real_b = images[len(real_a) :]
+        with self._autocast():
+            if self.style.careful:
+                output, maps = self.G(images, NCE_LAYERS)
+                sources = list(zip(*(layer.detach().chunk(2) for layer in maps)))
+            else:
+                output, sources = self.G(images), [real_a, real_b]
+        fake_b, idt_b = output.chunk(2)
+
+        with self._autocast():
+            d_real, d_fake = self._gan(self.D(real_b), True), self._gan(self.D(fake_b.detach()), False)
+        self._update(0, 0.5 * (d_real + d_fake))
+
+        self.D.requires_grad_(False)
+        with self._autocast():
+            g_gan = self._gan(self.D(fake_b), True)
+            nce, nce_y = (self._nce(*pair) for pair in zip(sources, (fake_b, idt_b)))
+        total = g_gan + 0.5 * (nce + nce_y)
+        self._update(1, total)
+        self.D.requires_grad_(True)
+        return {"G_GAN": g_gan, "D_real": d_real, "D_fake": d_fake, "NCE": nce, "NCE_Y": nce_y, "G": total}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    @staticmethod
+    def _gan(scores: Tensor, real: bool) -> Tensor:
+        return F.mse_loss(scores.float(), torch.full_like(scores, float(real), dtype=torch.float32))
+
+    def _update(self, which: int, loss: Tensor) -> None:
+        self.optimizers[which].zero_grad()
+        loss.backward()
+        self.optimizers[which].step()
+
+    def _nce(self, source, translated: Tensor) -> Tensor:
+        """`source`: the image, or the maps made of it."""
+        queries = self.G(translated, NCE_LAYERS, encode_only=True)
+        with torch.set_grad_enabled(not self.style.careful):
+            keys = source if self.style.careful else self.G(source, NCE_LAYERS, encode_only=True)
+            places = [x.shape[2] * x.shape[3] for x in keys]
+            ids = [torch.randperm(n, generator=self.patch_rng)[: self.config.num_patches] for n in places]
+            ids = [at.to(self.device) for at in ids]
+            keys = self.F(keys, ids)
+        rows = zip(self.F(queries, ids), keys)
+        return self.config.lambda_nce * sum(self._patch_nce(q, k.detach()) for q, k in rows) / len(ids)
+
+    def _patch_nce(self, q: Tensor, k: Tensor) -> Tensor:
+        positive = torch.bmm(q[:, None], k[:, :, None]).flatten(1)
+        negative = torch.mm(q, k.T).masked_fill(torch.eye(len(q), dtype=torch.bool, device=q.device), -10.0)
+        logits = torch.cat((positive, negative), 1) / self.config.temperature
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"G": self.G, "D": self.D, "F": self.F}
+
+
+class Method(NamedTuple):
+    about: str
+    build: Callable[[Config, torch.device], object]  # something with step(real_a, real_b)
+    precision: str
+
+
+def _stock(**style: bool) -> Callable[[Config, torch.device], StockCUT]:
+    return lambda config, device: StockCUT(config, device, Style(**style))
+
+
+OURS, PUBLISHED = "ours", "published form"
+METHODS = {
+    OURS: Method("i2i's step on the fused operators, channels last, bfloat16 autocast", CUT, "bfloat16"),
+    "ours, float32": Method("the same without autocast", CUT, "float32"),
+    PUBLISHED: Method("the 2020 code's operators and order of work, eager float32 NCHW", _stock(), "float32"),
+    "eager bfloat16": Method("the same under bfloat16 autocast", _stock(), "bfloat16"),
+    "careful Python": Method(
+        "stock operators only, channels last, bfloat16 autocast: norm as batch norm of each sample, no in-place ReLU, "
+        "padding outside autocast, blur in float32, bilinear x2, keys without graph and kept from the first pass, "
+        "fused Adam",
+        _stock(careful=True),
+        "bfloat16",
+    ),
+    "torch.compile": Method(
+        "careful Python's networks through torch.compile, with blur as slices and ReLU as a maximum, which it "
+        "vectorises better",
+        _stock(careful=True, compiled=True),
+        "bfloat16",
+    ),
+}

@@ -1,0 +1,133 @@
+"""Whole steps: that every contestant computes what CUT's published form does, and how the table is made."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import step_report, steps
+from benchmarks.step_methods import METHODS, OURS, PUBLISHED, StockCUT, Style
+from i2i.config import Config
+from i2i.cut import CUT
+
+SMALL = {"ngf": 16, "ndf": 16, "n_blocks": 6, "num_patches": 64}
+TERMS = ("G_GAN", "D_real", "D_fake", "NCE", "NCE_Y", "G")
+CPU = torch.device("cpu")
+
+
+def images(step: int, size: int = 48) -> list[torch.Tensor]:
+    """Smooth ones."""
+    generator = torch.Generator().manual_seed(step)
+    coarse = [torch.rand(1, 3, 8, 8, generator=generator) for _ in range(2)]
+    return [torch.nn.functional.interpolate(x, (size, size), mode="bilinear") * 2 - 1 for x in coarse]
+
+
+def first_step(model, dtype: torch.dtype) -> tuple[dict[str, float], torch.Tensor]:
+    """Losses, and the gradients of all networks in a row."""
+    for net in model.networks.values():
+        net.to(dtype)
+    losses = model.step(*(x.to(dtype) for x in images(0)))
+    gradients = [p.grad.double().flatten() for net in model.networks.values() for p in net.parameters()]
+    return {name: float(losses[name].detach()) for name in TERMS}, torch.cat(gradients)
+
+
+@pytest.mark.parametrize("style", [Style(), Style(careful=True), Style(careful=True, compiled=True)], ids=str)
+def test_stock_networks_compute_the_published_step(style, monkeypatch):
+    """In float64, where only a difference in what is computed can show. Ours takes the reference there."""
+    monkeypatch.setattr(torch, "compile", lambda net, **_: net)  # the compiled style, uncompiled
+    config = Config(crop_size=48, **SMALL)
+    losses, gradients = first_step(StockCUT(config, CPU, style), torch.float64)
+    wanted, exact = first_step(CUT(config), torch.float64)
+    assert losses == pytest.approx(wanted, rel=1e-6)  # the least-squares loss is taken in float32
+    assert (gradients - exact).norm() <= 1e-6 * exact.norm()
+
+
+def test_the_fused_step_is_the_published_one():
+    """A unit that crosses the kink of a ReLU by rounding changes float32 gradients by up to 4e-3 in all of them."""
+    config = Config(crop_size=48, **SMALL)
+    losses, gradients = first_step(CUT(config), torch.float32)
+    wanted, exact = first_step(StockCUT(config, CPU, Style()), torch.float64)
+    assert losses == pytest.approx(wanted, rel=2e-6)
+    assert (gradients - exact).norm() <= 1e-2 * exact.norm()
+
+
+def test_loss_curves_agree_as_well_as_those_of_two_reference_runs():
+    """100 steps of each. Adam's first step takes the sign even of a gradient that is rounding, so after some ten steps
+    any two runs are as far apart as chance makes them: reference runs with one and two threads, too."""
+
+    def curve(build, threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        model = build(Config(crop_size=48, **SMALL | {"ngf": 8, "ndf": 8}))
+        steps = (model.step(*images(step)) for step in range(100))
+        return torch.tensor([[float(losses[name].detach()) for name in TERMS] for losses in steps])
+
+    before = torch.get_num_threads()
+    try:
+        one, two = (curve(lambda config: StockCUT(config, CPU, Style()), threads) for threads in (1, 2))
+        fused = curve(CUT, 1)
+    finally:
+        torch.set_num_threads(before)
+    distances = [float((fused - reference).abs().mean()) for reference in (one, two)]
+    chance = float((one - two).abs().mean())
+    assert 0.05 < chance < 0.3
+    torch.testing.assert_close(fused[0], one[0], rtol=1e-5, atol=1e-6)
+    assert sum(distances) / 2 <= 1.6 * chance  # 0.89 to 1.22 times for six seeds
+
+
+def test_command_line(tmp_path, capsys):
+    skipped = [f"--skip={name}" for name in METHODS if name not in (OURS, PUBLISHED, "careful Python")]
+    assert steps.main(["--size", "64", "--rounds", "2", "--output", str(tmp_path), *skipped], SMALL) == 0
+    result = json.loads((tmp_path / "step.json").read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == [OURS, PUBLISHED, "careful Python"]
+    for row in rows.values():
+        assert row["status"] == "ok" and len(row["samples_s"]) == 2 and row["peak_bytes"] > 2**27
+        assert 0 < row["outside_convolutions"] < 1
+    assert rows[PUBLISHED]["memory_of_published"] == 1
+    assert rows[PUBLISHED]["ours_speedup"] == pytest.approx(rows[PUBLISHED]["median_s"] / rows[OURS]["median_s"])
+    text = (tmp_path / "step.md").read_text()
+    assert "| ours | " in text and "| published form | " in text and "![steps](step.png)" in text
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "step.md") in capsys.readouterr().out
+
+
+def row(name: str, losses: dict[str, float], gradient: torch.Tensor, folder) -> dict:
+    path = folder / f"{name}.pt"
+    torch.save({"G": gradient}, path)
+    return {"name": name, "status": "ok", "reason": "", "losses": losses, "samples_s": [], "path": path}
+
+
+def test_wrong_gradients_and_losses_are_named(tmp_path):
+    right = torch.arange(1.0, 9.0)
+    rows = {
+        PUBLISHED: row(PUBLISHED, {"G": 2.0}, right, tmp_path),
+        OURS: row(OURS, {"G": 2.1}, right, tmp_path),
+        "ours, float32": row("ours, float32", {"G": 2.0}, right * 1.02, tmp_path),
+        "careful Python": row("careful Python", {"G": 2.0}, right * 1.02, tmp_path),
+    }
+    steps.judge(rows, [r["path"] for r in rows.values()])
+    assert rows[OURS]["status"] == "FAIL" and rows[OURS]["reason"] == "G: 2.1, published 2"
+    assert rows["ours, float32"]["reason"] == "gradient of G: 0.02"
+    assert rows["careful Python"]["status"] == rows[PUBLISHED]["status"] == "ok"
+
+
+def test_a_contestant_that_dies_costs_its_own_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "gone", METHODS[OURS])
+    rows, interrupted = steps.measure(["gone"], 64, 1, CPU, {})
+    assert not interrupted and rows[0]["status"] == "error" and "KeyError: 'gone'" in rows[0]["reason"]
+
+
+def test_losses_are_shown():
+    rows = [
+        {"name": OURS, "status": "ok", "reason": "", "median_s": 2.0, "p20_s": 2, "p80_s": 2, "first_step_s": 3.0},
+        {"name": PUBLISHED, "status": "ok", "reason": "", "median_s": 1.0, "p20_s": 1, "p80_s": 1, "first_step_s": 3.0},
+    ]
+    step_report.relate(rows)
+    assert "**loss 0.50x**" in step_report.text(rows)
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--size", "65"], ["--skip", OURS]])
+def test_bad_arguments_are_named(arguments, capsys):
+    with pytest.raises(SystemExit):
+        steps.parse(arguments)
+    assert arguments[0] in capsys.readouterr().err
