@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from kernels import backends
+from kernels import backends, fuse_resample
 from kernels.norm.module import InstanceNorm2d
 
 _HOOKS = (
@@ -35,13 +35,20 @@ class FuseReport:
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Turns every torch.nn.InstanceNorm2d of `model` into `kernels.InstanceNorm2d`, in place, and returns the model.
+    """Puts this library's operators into `model`, in place, and returns it.
 
-    A norm followed directly by ReLU or LeakyReLU in a Sequential takes the activation over; an Identity keeps the
-    activation's index. Parameters, buffers, state-dict keys, hooks and module objects stay the ones they were, so
-    optimisers and references remain valid; results are the same. What a reader might miss: code that collects the map
-    between a norm and its merged activation by Sequential index sees the activated map (as it already does with an
-    in-place ReLU).
+    * Every torch.nn.InstanceNorm2d becomes `kernels.InstanceNorm2d`, every torch.nn.ReflectionPad2d
+      `kernels.ReflectionPad2d`.
+    * Antialiased sampling as CUT has it becomes `kernels.BlurDownsample` and `kernels.BlurUpsample`. It is known by its
+      structure (a buffer `filt` with a published filter, a padding module, no parameters) and by what it computes on
+      two small maps, not by its name.
+    * A norm followed directly by ReLU or LeakyReLU in a Sequential takes the activation over, and a reflection padding
+      of equal sides after that. An Identity keeps the index of each.
+
+    Parameters, buffers, state-dict keys, hooks and module objects stay the ones they were, so optimisers and references
+    remain valid; results are the same. What a reader might miss: code that collects the map between a norm and what was
+    merged into it, by Sequential index, sees the activated map (as it already does with an in-place ReLU), and where a
+    padding was merged the padded one.
 
     Args:
         model: any module; train or eval mode, before or after loading weights, before torch.compile.
@@ -58,19 +65,20 @@ def fuse(model: nn.Module) -> nn.Module:
         raise TypeError("model: got a ScriptModule, want the module it was made from: compiled code cannot be changed")
     report = FuseReport(implementation=_implementation(model))
     uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-    norms = {}
-    for name, module in model.named_modules():
+    for name, module in list(model.named_modules()):
         if type(module) is nn.InstanceNorm2d:
             _convert(module)
-            norms[id(module)] = name
             report.replaced.append((name, "InstanceNorm2d"))
         elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and type(module) is not InstanceNorm2d:
             report.left.append((name, _why_left(module)))
+        else:
+            fuse_resample.convert(name, module, report)
     for name, module in model.named_modules():
         if type(module) is nn.Sequential:
             _merge_activations(name, module, uses, report)
+            _merge_paddings(name, module, uses, report)
         elif isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward:
-            if any(id(child) in norms for child in module):
+            if any(type(child) is InstanceNorm2d for child in module):
                 report.left.append((name, "activations not merged: this Sequential has a forward of its own"))
     model.fuse_report = report
     return model
@@ -106,6 +114,16 @@ def _hooked(module: nn.Module) -> bool:
     return any(getattr(module, kind, None) for kind in _HOOKS)
 
 
+def _place(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _put_identity(sequence: nn.Sequential, key: str) -> None:
+    identity = nn.Identity()
+    identity.training = sequence._modules[key].training
+    sequence._modules[key] = identity
+
+
 def _merge_activations(name: str, sequence: nn.Sequential, uses: Counter, report: FuseReport) -> None:
     children = list(sequence._modules.items())  # named_children would skip a module that comes twice
     for (norm_key, norm), (key, activation) in zip(children, children[1:]):
@@ -113,18 +131,38 @@ def _merge_activations(name: str, sequence: nn.Sequential, uses: Counter, report
             continue
         if type(activation) not in (nn.ReLU, nn.LeakyReLU):
             continue
-        place = f"{name}.{key}" if name else key
         kind = type(activation).__name__
         if uses[id(norm)] > 1:
-            report.left.append((place, f"{kind}: its norm is used in more than one place"))
+            report.left.append((_place(name, key), f"{kind}: its norm is used in more than one place"))
         elif _hooked(norm) or _hooked(activation):
-            report.left.append((place, f"{kind}: a hook watches it or the norm before it"))
+            report.left.append((_place(name, key), f"{kind}: a hook watches it or the norm before it"))
         else:
             norm.activation = "relu" if kind == "ReLU" else "leaky_relu"
             if kind == "LeakyReLU":
                 norm.negative_slope = float(activation.negative_slope)
-            identity = nn.Identity()
-            identity.training = activation.training
-            sequence._modules[key] = identity
-            before = f"{name}.{norm_key}" if name else norm_key
-            report.replaced.append((place, f"{kind} merged into {before}"))
+            _put_identity(sequence, key)
+            report.replaced.append((_place(name, key), f"{kind} merged into {_place(name, norm_key)}"))
+
+
+def _merge_paddings(name: str, sequence: nn.Sequential, uses: Counter, report: FuseReport) -> None:
+    """norm [-> Identity of a merged activation] -> reflection padding."""
+    children = list(sequence._modules.items())
+    for at, (key, pad) in enumerate(children):
+        if type(pad) is not fuse_resample.ReflectionPad2d or len(set(pad.padding)) > 1 or pad.padding[0] == 0:
+            continue
+        before = at - 1
+        while before >= 0 and type(children[before][1]) is nn.Identity and not _hooked(children[before][1]):
+            before -= 1
+        if before < 0:
+            continue
+        norm_key, norm = children[before]
+        if type(norm) is not InstanceNorm2d or norm.padding:
+            continue
+        if uses[id(norm)] > 1:
+            report.left.append((_place(name, key), "not merged: the norm before it is used in more than one place"))
+        elif _hooked(norm) or _hooked(pad):
+            report.left.append((_place(name, key), "not merged: a hook watches it or the norm before it"))
+        else:
+            norm.padding = pad.padding[0]
+            _put_identity(sequence, key)
+            report.replaced.append((_place(name, key), f"ReflectionPad2d merged into {_place(name, norm_key)}"))

@@ -111,9 +111,11 @@ def test_report(model):
     assert ("alone", "InstanceNorm2d") in report.replaced
     assert ("blocks.0.body.3", "ReLU merged into blocks.0.body.2") in report.replaced
     assert ("head.2", "ReLU merged into head.1") in report.replaced  # the shared activation, in this place
+    assert ("blocks.0.body.0", "ReflectionPad2d") in report.replaced
+    assert ("blocks.0.body.4", "ReflectionPad2d merged into blocks.0.body.2") in report.replaced
     assert not report.left
     text = str(report)
-    assert "13 replaced, 0 left" in text and "cpu" in text
+    assert "19 replaced, 0 left" in text and "cpu" in text
     again = kernels.fuse(model).fuse_report
     assert not again.replaced and not again.left
     pickle.loads(pickle.dumps(model))
@@ -173,3 +175,126 @@ def test_lists_of_layers_run_one_by_one(model):
     for a, b in zip(fused.stem, model.stem):
         x, y = a(x), b(y)
     torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+# ---- antialiased sampling and padding --------------------------------------------------------------------------------
+
+
+class Smaller(nn.Module):
+    """Antialiased sampling in the manner of CUT; `size` and `scale` choose filters that are not its own."""
+
+    def __init__(self, channels, size=3, stride=2, scale=1.0, pad=nn.ReflectionPad2d):
+        super().__init__()
+        row = torch.tensor({2: [1.0, 1.0], 3: [1.0, 2.0, 1.0], 5: [1.0, 4.0, 6.0, 4.0, 1.0]}[size])
+        filt = torch.outer(row, row) / row.sum() ** 2 * scale
+        self.register_buffer("filt", filt[None, None].repeat(channels, 1, 1, 1))
+        self.stride = stride
+        self.pad = pad([(size - 1) // 2, size // 2] * 2)
+
+    def forward(self, x):
+        return nn.functional.conv2d(self.pad(x), self.filt, stride=self.stride, groups=x.shape[1])
+
+
+class Larger(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        self.register_buffer("filt", (torch.outer(row, row) / 16)[None, None].repeat(channels, 1, 1, 1))
+        self.pad = nn.ReplicationPad2d([1, 1, 1, 1])
+
+    def forward(self, x):
+        y = nn.functional.conv_transpose2d(self.pad(x), self.filt, stride=2, padding=2, groups=x.shape[1])
+        return y[:, :, 1:, 1:][:, :, :-1, :-1]
+
+
+def sampling() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.ReflectionPad2d(3),
+        nn.Conv2d(3, 6, 7, bias=False),
+        nn.InstanceNorm2d(6),
+        nn.ReLU(True),
+        Smaller(6),
+        Smaller(6, 5),
+        Larger(6),
+        nn.InstanceNorm2d(6),
+        nn.LeakyReLU(0.2),
+        nn.ReflectionPad2d(2),
+        nn.ReflectionPad2d((1, 2, 0, 1)),
+        nn.Conv2d(6, 3, 3),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_sampling_and_padding_are_known_by_what_they_do(dtype):
+    model = sampling().to(dtype)
+    fused = kernels.fuse(copy.deepcopy(model))
+    kinds = {4: kernels.BlurDownsample, 5: kernels.BlurDownsample, 6: kernels.BlurUpsample, 9: nn.Identity}
+    assert {i: type(fused[i]) for i in kinds} == kinds
+    assert type(fused[0]) is type(fused[10]) is kernels.ReflectionPad2d and fused[5].filter_size == 5
+    assert fused[7].padding == 2 and fused[7].activation == "leaky_relu"
+    assert list(fused.state_dict()) == list(model.state_dict())
+    for name, t in model.state_dict().items():
+        assert torch.equal(fused.state_dict()[name], t)
+    fused.load_state_dict(model.state_dict())
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    for size in ((16, 16), (19, 22)):
+        x = torch.randn(2, 3, *size, dtype=dtype)
+        for a, b in zip(gradients(fused, x), gradients(model, x)):
+            torch.testing.assert_close(a, b, **tolerance)
+    again = kernels.fuse(fused).fuse_report
+    assert not again.replaced and not again.left
+    pickle.loads(pickle.dumps(fused))
+
+
+def test_sampling_keeps_its_hooks_and_objects():
+    model, seen = sampling(), []
+    blur, filt = model[4], model[4].filt
+    blur.register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    kernels.fuse(model)(torch.randn(1, 3, 16, 16))
+    assert model[4] is blur and blur.filt is filt and seen == [(1, 6, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (Smaller(4, scale=2.0), "none of the published ones"),
+        (Smaller(4, stride=1), "computes something else"),
+        (Smaller(4, pad=nn.ReplicationPad2d), "computes something else"),
+    ],
+    ids=["scale", "stride", "border"],
+)
+def test_other_filters_are_left(module, why):
+    x = torch.randn(1, 4, 9, 8)
+    before = module(x)
+    report = kernels.fuse(module).fuse_report
+    assert len(report.left) == 1 and why in report.left[0][1] and type(module) is Smaller
+    assert torch.equal(module(x), before)
+
+
+class Weighted(Smaller):
+    def __init__(self):
+        super().__init__(4)
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_modules_that_only_look_alike_are_left_in_silence():
+    for module in (Weighted(), nn.Sequential(nn.ReplicationPad2d(1)), nn.ZeroPad2d(1)):
+        kind = type(module)
+        report = kernels.fuse(module).fuse_report
+        assert type(module) is kind and not report.left
+        assert all(what == "ReflectionPad2d" for _, what in report.replaced)
+
+
+def test_paddings_that_are_not_merged():
+    norm = nn.InstanceNorm2d(4)
+    watched = nn.Sequential(nn.InstanceNorm2d(4), nn.ReflectionPad2d(1))
+    watched[1].register_forward_pre_hook(lambda m, i: None)
+    shared = nn.ModuleList([nn.Sequential(norm, nn.ReflectionPad2d(1)), nn.Sequential(norm)])
+    uneven = nn.Sequential(nn.InstanceNorm2d(4), nn.ReflectionPad2d((1, 0, 1, 0)))
+    apart = nn.Sequential(nn.InstanceNorm2d(4), nn.GELU(), nn.ReflectionPad2d(1))
+    model = nn.ModuleDict({"watched": watched, "shared": shared, "uneven": uneven, "apart": apart})
+    left = dict(kernels.fuse(model).fuse_report.left)
+    assert "hook" in left["watched.1"] and "more than one place" in left["shared.0.1"] and len(left) == 2
+    for sequence in (watched, shared[0], uneven, apart):
+        assert sequence[0].padding == 0 and type(sequence[-1]) is kernels.ReflectionPad2d
