@@ -113,8 +113,9 @@ def test_wrong_gradients_and_losses_are_named(tmp_path):
 
 def test_a_contestant_that_dies_costs_its_own_row(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "gone", METHODS[OURS])
-    rows, interrupted = steps.measure(["gone"], 64, 1, CPU, {})
+    rows, interrupted = steps.measure(["gone", PUBLISHED], 64, 1, CPU, SMALL)
     assert not interrupted and rows[0]["status"] == "error" and "KeyError: 'gone'" in rows[0]["reason"]
+    assert rows[1]["status"] == "ok" and len(rows[1]["samples_s"]) == 1
 
 
 def test_losses_are_shown():

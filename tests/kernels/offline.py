@@ -32,6 +32,7 @@ POINTER = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float64: "*fp64",
+    torch.int32: "*i32",
     torch.int64: "*i64",
 }
 SHARED = {80: 166912, 90: 232448, 100: 232448}  # bytes a program may use

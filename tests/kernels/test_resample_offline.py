@@ -26,8 +26,6 @@ from kernels._triton import ASSUMED_SMS
 from kernels.resample import launch_triton
 from kernels.resample.spec import DOWN, PAD, UP, Spec
 
-POINTER.setdefault(torch.int32, "*i32")  # the tables
-
 FLOAT, BF16 = torch.float32, torch.bfloat16
 REGISTERS = 128  # of a thread: four programs of four warps on a multiprocessor
 SHARED = 0  # no thread needs what another one has
