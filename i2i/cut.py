@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,26 +50,41 @@ class CUT:
         sources = [real_a, real_b] if config.nce_idt else [real_a]
         with self._autocast():
             output, keys = self.translate_and_sample(torch.cat(sources), len(sources))
-        fake_b, *idt_b = output.chunk(len(sources))  # not slices: their gradients would be maps of zeros, filled in
+        # The losses go back one by one, each freeing its graph, as far as these copies of the output; what gathers
+        # there then goes on through the generator. The same gradients, with one encoder's graph in memory at a time.
+        translated = [images.detach().requires_grad_() for images in output.chunk(len(sources))]
+        fake_b = translated[0]
 
         with self._autocast():
             d_real, d_fake = self.discriminator_loss(real_b, fake_b.detach())
-        self._update(["D"], 0.5 * (d_real + d_fake))
+        self.optimizers["D"].zero_grad()
+        (0.5 * (d_real + d_fake)).backward()
+        self.optimizers["D"].step()
 
+        for name in ("G", "F"):
+            self.optimizers[name].zero_grad()
         self.D.requires_grad_(False)
         with self._autocast():
             g_gan = self.gan(self.D(fake_b).float(), True).mean()
-            nce = [self.nce_loss(*given) for given in zip(keys, (fake_b, *idt_b), strict=True)]
+        g_gan.backward()
+        self.D.requires_grad_(True)
+        nce = []
+        for given in zip(keys, translated, strict=True):
+            with self._autocast():
+                nce.append(self.nce_loss(*given))
+            (nce[-1] / len(keys)).backward()
+        output.backward(torch.cat([images.grad for images in translated]))
+        for name in ("G", "F"):
+            self.optimizers[name].step()
+
         losses = {"G_GAN": g_gan, "D_real": d_real, "D_fake": d_fake, "NCE": nce[0]}
         if config.nce_idt:
             losses["NCE_Y"] = nce[1]
-        losses["G"] = g_gan + sum(nce) / len(nce)
-        self._update(["G", "F"], losses["G"])
-        self.D.requires_grad_(True)
-        return {name: loss.detach() for name, loss in losses.items()}
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        return losses | {"G": losses["G_GAN"] + sum(loss.detach() for loss in nce) / len(nce)}
 
     def _autocast(self) -> torch.autocast:
-        """Three of them in a step, not one: within one, autocast would go on with the weights from before an update."""
+        """Several in a step: within one, autocast would go on with its copies of weights from before an update."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def translate_and_sample(self, images: Tensor, groups: int) -> tuple[Tensor, list[Keys]]:
@@ -105,13 +120,6 @@ class CUT:
         return self.config.lambda_nce * kernels.patch_nce_loss(
             queries, rows, temperature=self.config.temperature, normalize=True, impl=self.impl
         )
-
-    def _update(self, names: Iterable[str], loss: Tensor) -> None:
-        for name in names:
-            self.optimizers[name].zero_grad()
-        loss.backward()
-        for name in names:
-            self.optimizers[name].step()
 
     def set_lr_factor(self, factor: float) -> None:
         """Learning rate of all optimisers := config.lr * factor."""
