@@ -172,7 +172,7 @@ def _measure(
         "kind": "CUDA device time" if device.type == "cuda" else "CPU wall time",
         "device": device.type,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": machine.command_line(),
+        "command": machine.command_line("benchmarks"),
         "full": options.full,
         "rounds": rounds,
         "seconds": time.perf_counter() - start,

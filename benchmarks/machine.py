@@ -99,8 +99,8 @@ def slug(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
-def command_line() -> str:
-    return " ".join(["python -m benchmarks", *sys.argv[1:]])
+def command_line(module: str) -> str:
+    return " ".join([f"python -m {module}", *sys.argv[1:]])
 
 
 def _output(*command: str) -> str | None:

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None, networks: Json | None = None) -> int
         "kind": "CUDA time" if device.type == "cuda" else "CPU wall time",
         "device": device.type,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": machine.command_line(),
+        "command": machine.command_line("benchmarks.steps"),
         "size": options.size,
         "seconds": time.perf_counter() - start,
         "interrupted": interrupted,
