@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import importlib.util
 import os
 import sys
 import tempfile
@@ -88,12 +87,8 @@ def _shape(text: str) -> Shape:
 def main(argv: Sequence[str] | None = None) -> int:
     """0; 1 when a fused result failed the correctness gate; 130 after Ctrl-C."""
     options = parse(argv)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: torch sees no CUDA device", file=sys.stderr)
-        return 2
-    if importlib.util.find_spec("matplotlib") is None:  # now, not after minutes of measuring
-        print("the plot needs matplotlib: pip install -e '.[bench]'", file=sys.stderr)
+    device = machine.ready(options.device)
+    if device is None:
         return 2
     folder = options.output or Path("runs/benchmarks") / machine.slug(device)
     paths: list[Path] = []

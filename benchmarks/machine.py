@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -97,6 +98,19 @@ def slug(device: torch.device) -> str:
     )
     name = re.sub(r"\((r|tm)\)|\bcpu\b|@.*?ghz|processor", " ", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def ready(asked: str | None) -> torch.device | None:
+    """The device to measure on. None, after saying why, where it or what the plots need is missing: now, and not after
+    minutes of measuring."""
+    device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch sees no CUDA device", file=sys.stderr)
+        return None
+    if importlib.util.find_spec("matplotlib") is None:
+        print("the plot needs matplotlib: pip install -e '.[bench]'", file=sys.stderr)
+        return None
+    return device
 
 
 def command_line(module: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import subprocess
@@ -95,12 +94,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None, networks: Json | None = None) -> int:
     """0; 1 when ours failed its gate; 130 after Ctrl-C. `networks`: other sizes than CUT's (Config), for tests."""
     options = parse(argv)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: torch sees no CUDA device", file=sys.stderr)
-        return 2
-    if importlib.util.find_spec("matplotlib") is None:  # now, not after minutes of measuring
-        print("the plot needs matplotlib: pip install -e '.[bench]'", file=sys.stderr)
+    device = machine.ready(options.device)
+    if device is None:
         return 2
     names = [name for name in METHODS if name not in options.skip]
     start = time.perf_counter()
