@@ -18,7 +18,7 @@ class Style(NamedTuple):
     """What a careful user changes. All off: the published form."""
 
     careful: bool = False  # norm as batch norm of each sample, ReLU out of place, bilinear x2, blur and pad in float32
-    compiled: bool = False  # and what the compiler vectorises: blur as slices, ReLU as a maximum, pad by indices it can
+    compiled: bool = False  # and what the compiler vectorises: blur as slices, ReLU as a maximum
 
 
 class Norm(nn.Module):

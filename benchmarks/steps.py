@@ -8,6 +8,7 @@ form's.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -39,13 +40,21 @@ LOSS_LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
 class Contestant:
     """A child process; every call is a command and waits for its answer. RuntimeError: it failed, or died."""
 
-    def __init__(self, name: str, size: int, device: str, options: Json):
+    def __init__(self, name: str, size: int, device: str, options: Json, log: Path):
         command = [sys.executable, "-m", "benchmarks.step_child", name, str(size), device, json.dumps(options)]
         root = str(machine.ROOT)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        self.log = log  # a file: of a pipe that nobody empties, a talkative compiler would fill the 64 KB and wait
+        with open(log, "w") as stderr:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which then ends the others
+            )
 
     def __call__(self, *command: object) -> Json:
         try:
@@ -54,7 +63,7 @@ class Contestant:
         except BrokenPipeError:
             line = ""
         if not line:
-            last = self.process.stderr.read().strip().splitlines()[-1:]
+            last = self.log.read_text().strip().splitlines()[-1:]
             raise RuntimeError(f"its process ended: {' '.join(last)}")
         answer = json.loads(line)
         if "error" in answer:
@@ -64,8 +73,9 @@ class Contestant:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            pipe.close()
+        self.process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):  # a command it did not live to read
+            self.process.stdin.close()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,7 +87,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"steps of each contestant (default {ROUNDS})")
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (default 256)")
     parser.add_argument(
-        "--skip", action="append", default=[], choices=[n for n in METHODS if n not in (OURS, PUBLISHED)]
+        "--skip",
+        action="append",
+        default=[],
+        choices=[name for name in METHODS if name not in (OURS, PUBLISHED)],
+        help="leave out (repeatable)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument(
@@ -145,11 +159,14 @@ def measure(names: Sequence[str], size: int, rounds: int, device: torch.device, 
         try:
             for name in names:
                 progress.show(f"{name}: start")
-                running[name] = Contestant(name, size, str(device), networks)
+                log = Path(folder) / f"{names.index(name)}.log"
+                running[name] = Contestant(name, size, str(device), networks, log)
                 answer = ask(name, "first", str(Path(folder) / f"{names.index(name)}.pt"))
                 if answer:
                     rows[name] |= {"first_step_s": answer["seconds"], "losses": answer["losses"]}
             judge(rows, [Path(folder) / f"{i}.pt" for i in range(len(names))])
+            for name in [name for name in running if rows[name]["status"] != "ok"]:
+                running.pop(name).close()  # what is wrong is not timed
             for _ in range(rounds + 1):  # the first of them warms up
                 for name in list(running):
                     answer = ask(name, "step")
@@ -178,10 +195,11 @@ def judge(rows: dict[str, Json], files: Sequence[Path]) -> None:
     """Marks every row whose first losses or gradients are not those of the published form."""
     found = {name: torch.load(path) if path.exists() else None for name, path in zip(rows, files)}
     exact, losses = found[PUBLISHED], rows[PUBLISHED].get("losses")
-    if exact is None:
-        return
     for name, row in rows.items():
         if found[name] is None or row["status"] != "ok":
+            continue
+        if exact is None:
+            row |= {"status": "error", "reason": f"nothing to compare with: the {PUBLISHED} failed"}
             continue
         precision = METHODS[name].precision
         row["gradient_distance"] = {net: float((found[name][net] - g).norm() / g.norm()) for net, g in exact.items()}

@@ -19,17 +19,22 @@ _PADS = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d)
 def convert(name: str, module: nn.Module, report: FuseReport) -> None:
     """Changes the class of `module`, in place, if it is one of those."""
     if type(module) is nn.ReflectionPad2d:
+        if min(module.padding) < 0:
+            report.left.append((name, "ReflectionPad2d: a negative padding, which crops"))
+            return
         module.__class__ = ReflectionPad2d
         module.impl = "auto"
         report.replaced.append((name, "ReflectionPad2d"))
         return
     if not _looks_like_blur(module):
         return
+    if module.filt.is_meta:
+        report.left.append((name, f"{type(module).__name__}: its filter has no numbers yet; load them, then fuse"))
+        return
     found = _known_filter(module)
-    if found is None:
-        report.left.append((name, f"{type(module).__name__}: its filter is none of the published ones"))
-    elif not _computes(module, *found):
-        report.left.append((name, f"{type(module).__name__}: on a small map it computes something else"))
+    why = _why_not(module, *found) if found else "its filter is none of the published ones"
+    if why:
+        report.left.append((name, f"{type(module).__name__}: {why}"))
     else:
         _become(module, *found)
         what = "BlurUpsample" if found[0] else f"BlurDownsample, filter size {found[1]}"
@@ -68,22 +73,22 @@ def _known_filter(module: nn.Module) -> tuple[bool, int] | None:
 
 
 @torch.no_grad()
-def _computes(module: nn.Module, up: bool, size: int) -> bool:
-    """Tried on two maps with odd and even sides; noise, so that no two different operators agree."""
+def _why_not(module: nn.Module, up: bool, size: int) -> str:
+    """Empty if it computes what its filter says: tried on two maps with odd and even sides; noise, so that no two
+    different operators agree."""
     generator = torch.Generator().manual_seed(0)
     for height, width in ((9, 12), (8, 11)):
         x = torch.randn(1, module.filt.shape[0], height, width, generator=generator).to(module.filt)
         try:
             y = module.forward(x)  # not module(x): its hooks have no business here
-        except Exception:
-            return False
+        except Exception as error:  # somebody else's code, which this was only a guess about: left as it is
+            return f"it could not be tried on a small map ({type(error).__name__}: {error})"
         wide = x.double()
         want = blur_upsample(wide) if up else blur_downsample(wide, filter_size=size)
-        if not isinstance(y, torch.Tensor) or y.shape != want.shape:
-            return False
-        if not torch.allclose(y.double(), want, rtol=0, atol=32 * torch.finfo(x.dtype).eps):
-            return False
-    return True
+        same = isinstance(y, torch.Tensor) and y.shape == want.shape
+        if not same or not torch.allclose(y.double(), want, rtol=0, atol=32 * torch.finfo(x.dtype).eps):
+            return "on a small map it computes something else"
+    return ""
 
 
 def _become(module: nn.Module, up: bool, size: int) -> None:

@@ -143,5 +143,6 @@ def reflection_pad2d(x: Tensor, padding: int | tuple[int, int, int, int], *, imp
     left, right, top, bottom = as_padding(padding)
     check_room(f"padding: got {padding}", x, (top, bottom), (left, right))
     if not (left or right or top or bottom):
+        backends.choose(impl, x)  # for its errors
         return x
     return _apply(x, PAD, (top, bottom), (left, right), impl)

@@ -118,6 +118,29 @@ def test_a_contestant_that_dies_costs_its_own_row(tmp_path, monkeypatch):
     assert rows[1]["status"] == "ok" and len(rows[1]["samples_s"]) == 1
 
 
+def test_nothing_passes_without_the_published_form(tmp_path):
+    rows = {
+        PUBLISHED: row(PUBLISHED, {}, torch.ones(1), tmp_path),
+        OURS: row(OURS, {"G": 2.0}, torch.ones(1), tmp_path),
+    }
+    rows[PUBLISHED]["status"] = "error"
+    rows[PUBLISHED]["path"].unlink()
+    steps.judge(rows, [r["path"] for r in rows.values()])
+    assert rows[OURS]["status"] == "error" and "nothing to compare with" in rows[OURS]["reason"]
+
+
+def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "judge", interrupt)
+    skipped = [f"--skip={name}" for name in METHODS if name not in (OURS, PUBLISHED)]
+    assert steps.main(["--size", "64", "--output", str(tmp_path), *skipped], SMALL) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert json.loads((tmp_path / "step.json").read_text())["interrupted"]
+    assert "interrupted" in (tmp_path / "step.md").read_text()
+
+
 def test_losses_are_shown():
     rows = [
         {"name": OURS, "status": "ok", "reason": "", "median_s": 2.0, "p20_s": 2, "p80_s": 2, "first_step_s": 3.0},

@@ -272,6 +272,17 @@ def test_other_filters_are_left(module, why):
     assert torch.equal(module(x), before)
 
 
+def test_what_cannot_be_tried_is_left_as_it_is():
+    class Broken(Smaller):
+        def forward(self, x):
+            raise KeyError("no map")
+
+    model = nn.ModuleDict({"broken": Broken(4), "meta": Smaller(4).to("meta"), "crop": nn.ReflectionPad2d(-1)})
+    left = dict(kernels.fuse(model).fuse_report.left)
+    assert "KeyError: 'no map'" in left["broken"] and "no numbers yet" in left["meta"] and "crops" in left["crop"]
+    assert type(model["crop"]) is nn.ReflectionPad2d and type(model["meta"]) is Smaller
+
+
 class Weighted(Smaller):
     def __init__(self):
         super().__init__(4)

@@ -67,6 +67,8 @@ def dense(taps, inputs):
 
 def test_nothing_to_pad_returns_x():
     assert kernels.reflection_pad2d(X, 0) is X
+    with pytest.raises(ValueError, match="impl: got 'fast'"):
+        kernels.reflection_pad2d(X, 0, impl="fast")
 
 
 def test_padding_as_torch_takes_it():
