@@ -26,6 +26,7 @@ from benchmarks.suite import run as run_suite
 
 ROUNDS, ROUNDS_FULL = 7, 20
 SUITES = (contrastive.SUITE, resample.SUITE)
+BASELINES = sorted({*(p.name for p in PROVIDERS), *(name for suite in SUITES for name in suite.about)} - {FUSED})
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--skip",
         action="append",
         default=[],
-        choices=[p.name for p in PROVIDERS if p.name != FUSED],
+        choices=BASELINES,
         help="leave out (repeatable)",
     )
     parser.add_argument(
@@ -152,6 +153,7 @@ def _measure(
     """Rows with all that is to be said of the run. Ctrl-C ends the measuring, not the program."""
     # as a trainer should: otherwise page faults of freshly mapped tensors outweigh the operators, everybody's alike
     kept = device.type == "cpu" and kernels.keep_freed_memory()
+    provenance = machine.provenance(device)  # of the code that starts, not of an edit since
     load = machine.Load()
     start = time.perf_counter()
     rows: list[Json] = []
@@ -174,7 +176,7 @@ def _measure(
         "interrupted": interrupted,
         "freed_memory_kept": kept,
         "other_load": load.others(),
-        **machine.provenance(device),
+        **provenance,
         "rows": rows,
     }
 

@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None, networks: Json | None = None) -> int
     if device is None:
         return 2
     names = [name for name in METHODS if name not in options.skip]
-    start = time.perf_counter()
+    start, provenance = time.perf_counter(), machine.provenance(device)  # of the code that starts, not of an edit since
     rows, interrupted = measure(names, options.size, options.rounds, device, networks or {})
     result = {
         "schema": SCHEMA,
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None, networks: Json | None = None) -> int
         "seconds": time.perf_counter() - start,
         "interrupted": interrupted,
         "other_load": None,  # the contestants are other processes themselves
-        **machine.provenance(device),
+        **provenance,
         "rows": rows,
     }
     step_report.relate(rows)

@@ -20,7 +20,7 @@ PAD = 0  # reflection: a pixels before, b behind
 DOWN = 1  # reflection, then the binomial filter of size a, every second position
 UP = 2  # x2, bilinear with half-pixel centres
 
-MOST_TAPS = 8  # of one output on one axis; the C++ kernel's arrays are made for it
+MOST_TAPS = 7  # of one output on one axis; the C++ kernel's arrays are made for it
 
 
 class Spec(NamedTuple):
