@@ -20,6 +20,7 @@ setup(
         "kernels",
         *(f"kernels.{room}" for room in ("norm", "nce", "patches", "resample", "sinkhorn")),
         "i2i",
+        "i2i.networks",
         "benchmarks",
     ],
     install_requires=["torch>=2.11", "numpy", "ninja", "pillow"],

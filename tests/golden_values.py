@@ -1,7 +1,8 @@
 """Golden figures: what the published networks and losses returned for inputs that anyone can rebuild from names.
 
 The rules: rs(name) = RandomState(crc32(name)); images uniform in [-1, 1], other tensors standard normal; parameters
-standard normal times prod(shape[1:]) ** -0.5, one-dimensional ones times 0.1; `filt` as the network builds it.
+standard normal times prod(shape[1:]) ** -0.5, one-dimensional ones times 0.1, of running variances the size of that
+plus 1; `filt` and integers as the network builds them.
 """
 
 from __future__ import annotations
@@ -38,22 +39,27 @@ def fill(net: nn.Module) -> list[str]:
     """Give `net` the golden weights, and return its state-dict entries as "<key> <shape>"."""
     state = net.state_dict()
     for key, tensor in state.items():
-        if not key.endswith("filt"):
+        if tensor.is_floating_point() and not key.endswith("filt"):
             shape = tuple(tensor.shape)
-            scale = math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.1
-            state[key] = torch.from_numpy((rs(key).standard_normal(shape) * scale).astype(np.float32))
+            values = rs(key).standard_normal(shape) * (math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.1)
+            if key.endswith("running_var"):
+                values = np.abs(values) + 1
+            state[key] = torch.from_numpy(values.astype(np.float32))
     net.load_state_dict(state)
     return [f"{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
 
 
 def fill_closed_form(net: nn.Module) -> nn.Module:
     """Weights without a random generator, in float64: parameter k, flat element i is v = sin(0.7 i + 1.3 k); 0.05 v
-    where there are several dimensions, 0.01 v for biases."""
+    where there are several dimensions, else 1 + 0.05 v for weights and 0.01 v for biases."""
     net = net.double()
     with torch.no_grad():
-        for k, parameter in enumerate(net.parameters()):
+        for k, (name, parameter) in enumerate(net.named_parameters()):
             v = torch.sin(0.7 * torch.arange(parameter.numel(), dtype=torch.float64) + 1.3 * k).view(parameter.shape)
-            parameter.copy_((0.05 if parameter.dim() > 1 else 0.01) * v)
+            if parameter.dim() > 1:
+                parameter.copy_(0.05 * v)
+            else:
+                parameter.copy_(1 + 0.05 * v if name.endswith("weight") else 0.01 * v)
     return net
 
 

@@ -11,8 +11,11 @@ from i2i.networks import (
     NCE_LAYERS,
     PatchDiscriminator,
     PatchFeatureNetwork,
+    PixelDiscriminator,
     ResnetGenerator,
-    init_weights,
+    UnetGenerator,
+    discriminator,
+    generator,
 )
 
 CLASSIC = {"antialias_down": False, "antialias_up": False}
@@ -22,10 +25,14 @@ GENERATORS = {
     "cut_resnet6_batch2": {"ngf": 32, "n_blocks": 6},
     "cyclegan_resnet9": CLASSIC,
 }
-DISCRIMINATORS = {
-    "cut_patchgan3": {},
-    "cut_patchgan3_no_antialias": {"antialias": False},
-    "cyclegan_patchgan3": {"antialias": False},
+OTHERS = {
+    "cut_patchgan3": (PatchDiscriminator, {}),
+    "cut_patchgan3_no_antialias": (PatchDiscriminator, {"antialias": False}),
+    "cyclegan_patchgan3": (PatchDiscriminator, {"antialias": False}),
+    "pix2pix_patchgan3_batch": (PatchDiscriminator, {"input_nc": 6, "norm": "batch", "antialias": False}),
+    "cyclegan_pixel": (PixelDiscriminator, {}),
+    "pix2pix_unet128_batch": (UnetGenerator, {"ngf": 32, "num_downs": 7, "norm": "batch", "dropout": True}),
+    "pix2pix_unet256_batch": (UnetGenerator, {"ngf": 32, "norm": "batch", "dropout": True}),
 }
 IMPLS = ("auto", "reference")
 # float32 on both sides. Some 24 layers in a row, each rounding anew and each norm rescaling to unit size: about 5e-6
@@ -52,15 +59,17 @@ def test_generator_is_the_published_one(name, impl):
             torch.testing.assert_close(feature.mean((0, 2, 3)), mean, atol=SHALLOW, rtol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("name", DISCRIMINATORS)
+# Batch norm is torch's own: one implementation.
+@pytest.mark.parametrize("name, impl", [(n, i) for n in OTHERS for i in IMPLS if i == "auto" or "batch" not in n])
 @torch.no_grad()
-def test_discriminator_is_the_published_one(name, impl):
+def test_other_networks_are_the_published_ones(name, impl):
+    """In eval mode, as the figures were taken."""
     wanted = golden.load(name)
-    net = PatchDiscriminator(**DISCRIMINATORS[name], impl=impl)
+    build, options = OTHERS[name]
+    net = build(**options, impl=impl).eval()
     assert golden.fill(net) == wanted["keys"].tolist()
-    scores = net(golden.image("x", tuple(wanted["input_shape"])))
-    torch.testing.assert_close(scores, torch.from_numpy(wanted["output"]), atol=SHALLOW, rtol=0)
+    output = net(golden.image("x", tuple(wanted["input_shape"])))
+    torch.testing.assert_close(output, torch.from_numpy(wanted["output"]), atol=SHALLOW, rtol=0)
 
 
 def test_feature_network_is_the_published_one():
@@ -101,44 +110,91 @@ def test_generator_in_float64(antialias):
             assert golden.summary(found[layer]) == pytest.approx(figures, rel=1e-8, abs=1e-9), layer
 
 
+BATCH = {"norm": "batch"}
+# Network, shape of its input, figures; in train mode, so batch norms take their statistics from the input.
+CLOSED_FORM_OTHERS = [
+    (
+        lambda: ResnetGenerator(ngf=16, n_blocks=6, **BATCH, **CLASSIC),
+        (1, 3, 64, 64),
+        [-74.99527939, 234.0267157, 0.01694191425, -0.1550792549, 0.0578300285],
+    ),
+    (
+        lambda: UnetGenerator(ngf=16, num_downs=7, **BATCH),
+        (2, 3, 128, 128),
+        [-192.6167392, 683.2180617, 0.06393332327, -0.03104533729, -0.03352328842],
+    ),
+    (
+        lambda: UnetGenerator(ngf=16, num_downs=8, **BATCH),
+        (1, 3, 256, 256),
+        [-1099.165901, 5926.075723, 0.006476349158, -0.2163264329, -0.05728897921],
+    ),
+    (
+        lambda: PatchDiscriminator(ndf=16),
+        (1, 3, 64, 64),
+        [-0.9174022902, 1.013510293, -0.1761345773, 0.1532041549, 0.1273199701],
+    ),
+    (
+        lambda: PatchDiscriminator(ndf=16, antialias=False),
+        (1, 3, 64, 64),
+        [-0.2346850154, 8.832329248, -0.9992125104, 0.2848223438, -0.3022157819],
+    ),
+    (
+        lambda: PatchDiscriminator(6, ndf=16, antialias=False, **BATCH),
+        (1, 6, 64, 64),
+        [-0.2187431698, 1.147267563, -0.02324352473, -0.1463353063, 0.2604029244],
+    ),
+    (
+        lambda: PixelDiscriminator(ndf=16),
+        (1, 3, 64, 64),
+        [22.12421295, 0.8271451147, -0.004078474746, -0.008682010271, -0.001353991497],
+    ),
+]
+
+
+@pytest.mark.parametrize("build, shape, figures", CLOSED_FORM_OTHERS)
 @torch.no_grad()
-def test_discriminator_and_resampling_in_float64():
-    x = golden.wave((1, 3, 64, 64))
-    for antialias, figures in {
-        True: [-0.9174022902, 1.013510293, -0.1761345773, 0.1532041549, 0.1273199701],
-        False: [-0.2346850154, 8.832329248, -0.9992125104, 0.2848223438, -0.3022157819],
-    }.items():
-        net = golden.fill_closed_form(PatchDiscriminator(ndf=16, antialias=antialias))
-        assert golden.summary(net(x)) == pytest.approx(figures, rel=1e-8)
+def test_other_networks_in_float64(build, shape, figures):
+    assert golden.summary(golden.fill_closed_form(build())(golden.wave(shape))) == pytest.approx(figures, rel=1e-8)
+
+
+@torch.no_grad()
+def test_resampling_in_float64():
     figures = [299.4640211, 258.2707992, 0.4794255386, 0.8745284971, 0.9962867637]
     assert golden.summary(kernels.BlurUpsample(3).double()(golden.wave((1, 3, 5, 6)))) == pytest.approx(
         figures, rel=1e-8
     )
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("up", [True, False])
 @pytest.mark.parametrize("down", [True, False])
 @torch.no_grad()
-def test_every_tap_is_what_the_unfused_layers_leave(down, up):
+def test_every_tap_is_what_the_unfused_layers_leave(down, up, norm):
     """All indices of all four combinations against a plain Sequential with in-place ReLUs, run layer by layer."""
-    net = ResnetGenerator(ngf=4, n_blocks=2, antialias_down=down, antialias_up=up).double()
+    net = ResnetGenerator(ngf=4, n_blocks=2, norm=norm, antialias_down=down, antialias_up=up).double()
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     x = golden.wave((2, 3, 20, 24))
     layers = list(range(len(net.model)))
     output, features = net(x, layers)
     y, unfused = x, []
+
+    def normalise(y, layer):
+        if norm == "instance":
+            return F.instance_norm(y)
+        return F.batch_norm(y, None, None, layer.weight, layer.bias, training=True)
+
     for index, layer in enumerate(net.model):
-        if type(layer).__name__ == "InstanceNorm2d":
-            y = F.instance_norm(y)
+        if isinstance(layer, (nn.InstanceNorm2d, nn.BatchNorm2d)):
+            y = normalise(y, layer)
         elif isinstance(layer, nn.Identity) and index == len(layers) - 3:
             y = F.pad(y, (3, 3, 3, 3), mode="reflect")
         elif isinstance(layer, nn.Identity):
             y = y.relu_()  # rewrites what was tapped one place earlier, as published
         elif isinstance(layer, nn.Sequential) or hasattr(layer, "conv_block"):
-            conv1, conv2 = layer.conv_block[1], layer.conv_block[5]
-            h = F.instance_norm(conv1(F.pad(y, (1, 1, 1, 1), mode="reflect"))).relu()
-            y = y + F.instance_norm(conv2(F.pad(h, (1, 1, 1, 1), mode="reflect")))
+            _, conv1, norm1, _, _, conv2, norm2 = layer.conv_block
+            h = normalise(conv1(F.pad(y, (1, 1, 1, 1), mode="reflect")), norm1).relu()
+            y = y + normalise(conv2(F.pad(h, (1, 1, 1, 1), mode="reflect")), norm2)
         else:
             y = layer(y)
         unfused.append(y)
@@ -189,32 +245,12 @@ def test_published_parameter_counts():
         assert count(ResnetGenerator(n_blocks=6)) == 7_837_699
         for n_layers, wanted in {1: 136_385, 2: 662_977, 3: 2_764_737, 4: 6_959_553, 5: 11_154_369}.items():
             assert count(PatchDiscriminator(n_layers=n_layers)) == wanted
+        assert count(PatchDiscriminator(antialias=False, norm="batch")) == 2_765_633
+        assert count(PatchDiscriminator(6, antialias=False, norm="batch")) == 2_768_705
+        assert count(PixelDiscriminator()) == 8_705
+        for num_downs, (instance, batch) in {7: (41_825_667, 41_828_995), 8: (54_409_603, 54_413_955)}.items():
+            assert count(UnetGenerator(num_downs=num_downs)) == instance
+            assert count(UnetGenerator(num_downs=num_downs, norm="batch")) == batch
         assert count(PatchFeatureNetwork([3, 128, 256, 256, 256])) == 560_384
-
-
-def test_sampled_positions_are_distinct_shared_and_from_the_generator():
-    net = PatchFeatureNetwork([3, 5], width=8)
-    maps = [torch.randn(2, 3, 6, 7), torch.randn(2, 5, 3, 3)]
-    rows, ids = net(maps, 9, generator=torch.Generator().manual_seed(1))
-    assert [row.shape for row in rows] == [(2, 9, 8), (2, 9, 8)]
-    assert all(len(i.unique()) == len(i) for i in ids)
-    again, same = net(maps, 9, generator=torch.Generator().manual_seed(1))
-    assert all(torch.equal(a, b) for a, b in zip(ids, same, strict=True))
-    with pytest.raises(ValueError, match="built for 2 feature maps, got 1"):
-        net(maps[:1], 9)
-
-
-def test_rows_of_zeros_have_finite_gradients():
-    """A narrow generator's ReLUs leave places where all channels are 0; while biases are 0, so is the projection."""
-    net = init_weights(PatchFeatureNetwork([4]))
-    x = torch.zeros(1, 4, 3, 3, requires_grad=True)
-    net([x], 9)[0][0].square().sum().backward()
-    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in net.parameters())
-
-
-def test_initialisation_is_xavier_with_gain_002():
-    net = init_weights(ResnetGenerator(ngf=16, n_blocks=1))
-    weight = net.model[4].weight  # 32 x 16 x 3 x 3
-    assert float(weight.detach().std()) == pytest.approx(0.02 * (2 / (9 * (16 + 32))) ** 0.5, rel=0.1)
-    assert not net.model[4].bias.any()
-    assert float(net.model[7].filt.sum()) == 32.0  # fixed filters stay
+        assert count(generator("stylegan2", ngf=10, size=64)) == 3_068_404
+        assert count(discriminator("stylegan2", ndf=8, size=64)) == 5_885_473

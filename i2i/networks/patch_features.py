@@ -1,0 +1,106 @@
+"""What CUT's contrastive loss compares: rows of features, made from a generator's maps in one of three published ways.
+
+Two steps, because the second is taken twice: `sample` chooses places in the maps of the source, `project` makes rows of
+the features there, and then of those at the same places of the translated image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from i2i.errors import UsageError
+
+Ids = list[Tensor] | None
+
+
+class SampledFeatures(nn.Module):
+    """CUT's `sample`: the features themselves at sampled positions. No parameters."""
+
+    def __init__(self, channels: Sequence[int], impl: str = "auto"):
+        super().__init__()
+        self.layers = len(channels)
+        self.impl = impl
+
+    def sample(
+        self,
+        features: Sequence[Tensor],
+        num_patches: int = 256,
+        ids: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[list[Tensor], Ids]:
+        """Maps (B, C, H, W) -> what `project` takes of them, and the `ids` with which a generator gives the same of
+        another image (see `TappedGenerator.forward`).
+
+        Positions are distinct and shared by the batch: those given as `ids`, or drawn (see `kernels.sample_patches`).
+        """
+        return kernels.sample_patches(features, num_patches, ids, generator=generator, impl=self.impl)
+
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """(B, P, C) of every layer -> rows (B, P, width), for a loss that normalises."""
+        if len(features) != self.layers:
+            raise ValueError(f"this network was built for {self.layers} feature maps, got {len(features)}")
+        return list(features)
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        num_patches: int = 256,
+        ids: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[list[Tensor], Ids]:
+        """`sample`, then `project`: a list of (B, P, width), rows of unit length, and the positions used."""
+        sampled, ids = self.sample(features, num_patches, ids, generator)
+        # The epsilon is added to the norm, not a floor under it: with CUT's initialisation the norms of the first
+        # layers are about 1e-5, and the two differ. vector_norm, because a row can be exactly 0 (where a ReLU cuts off
+        # all channels of a narrow generator): its gradient there is 0, that of a plain root is nan.
+        rows = self.project(sampled)
+        return [y / (torch.linalg.vector_norm(y, dim=-1, keepdim=True) + 1e-7) for y in rows], ids
+
+
+class PatchFeatureNetwork(SampledFeatures):
+    """CUT's `mlp_sample`: features at sampled positions, each layer through an MLP of its own."""
+
+    def __init__(self, channels: Sequence[int], width: int = 256, impl: str = "auto"):
+        super().__init__(channels, impl)
+        for i, c in enumerate(channels):
+            self.add_module(f"mlp_{i}", nn.Sequential(nn.Linear(c, width), nn.ReLU(), nn.Linear(width, width)))
+
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [self.get_submodule(f"mlp_{i}")(x) for i, x in enumerate(super().project(features))]
+
+
+class PooledFeatures(SampledFeatures):
+    """CUT's `reshape`: maps averaged to 4 x 4 places, each of them a row. No parameters, and nothing is drawn."""
+
+    def sample(
+        self,
+        features: Sequence[Tensor],
+        num_patches: int = 256,
+        ids: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[list[Tensor], Ids]:
+        """The maps as they are, and None: a generator without `ids` gives whole maps."""
+        return list(features), None
+
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C, H, W) -> (B, 16, C)."""
+        return [F.adaptive_avg_pool2d(x, 4).flatten(2).transpose(1, 2) for x in super().project(features)]
+
+
+def feature_network(name: str, channels: Sequence[int], width: int = 256, *, impl: str = "auto") -> SampledFeatures:
+    """By its published name ("mlp_sample", "sample" or "reshape"), for maps of so many `channels`.
+
+    `width`: of the rows that the MLPs of "mlp_sample" make. UsageError for another name.
+    """
+    if name == "mlp_sample":
+        return PatchFeatureNetwork(channels, width, impl)
+    if name == "sample":
+        return SampledFeatures(channels, impl)
+    if name == "reshape":
+        return PooledFeatures(channels, impl)
+    raise UsageError(f"feature network must be one of mlp_sample, sample, reshape, got {name!r}")

@@ -1,0 +1,75 @@
+"""The PatchGAN discriminators of CUT, CycleGAN and pix2pix, with the indices and keys of the published checkpoints."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+import kernels
+from i2i.errors import UsageError
+from i2i.networks.norms import norm_layer
+
+
+class PatchDiscriminator(nn.Module):
+    """(N, input_nc, H, W) -> (N, 1, h, w) of unbounded scores, one per overlapping patch (70 pixels at n_layers 3).
+
+    `antialias` on: CUT. Off: CycleGAN and pix2pix (strided convolutions). `norm`: "instance", "batch" or "none". No
+    sigmoid. UsageError for images without a whole patch: of less than 3 * 2**n_layers pixels.
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        ndf: int = 64,
+        n_layers: int = 3,
+        *,
+        norm: str = "instance",
+        antialias: bool = True,
+        impl: str = "auto",
+    ):
+        super().__init__()
+        self.n_layers = n_layers
+        stride = 1 if antialias else 2
+        net: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+        width = ndf
+        for level in range(1, n_layers + 1):
+            if antialias:
+                net.append(kernels.BlurDownsample(width, impl=impl))
+            inner, width = width, ndf * min(2**level, 8)
+            net += [
+                nn.Conv2d(inner, width, 4, stride if level < n_layers else 1, padding=1, bias=norm == "instance"),
+                norm_layer(norm, width, activation="leaky_relu", impl=impl),
+                nn.Identity(),  # leaky ReLU
+            ]
+        net.append(nn.Conv2d(width, 1, 4, padding=1))
+        self.model = nn.Sequential(*net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        least = 3 * 2**self.n_layers  # halved n_layers times, then a row and a column less twice
+        if min(x.shape[2:]) < least:
+            raise UsageError(
+                f"a discriminator of {self.n_layers} layers judges images of at least {least} pixels each way, got "
+                f"{x.shape[2]} x {x.shape[3]} (height x width)"
+            )
+        return self.model(x)
+
+
+class PixelDiscriminator(nn.Module):
+    """(N, input_nc, H, W) -> (N, 1, H, W) of unbounded scores, one per pixel from that pixel alone.
+
+    `norm` as in PatchDiscriminator. The published last convolution has a bias with instance norm only.
+    """
+
+    def __init__(self, input_nc: int = 3, ndf: int = 64, *, norm: str = "instance", impl: str = "auto"):
+        super().__init__()
+        bias = norm == "instance"
+        self.net = nn.Sequential(
+            nn.Conv2d(input_nc, ndf, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(ndf, 2 * ndf, 1, bias=bias),
+            norm_layer(norm, 2 * ndf, activation="leaky_relu", impl=impl),
+            nn.Identity(),  # leaky ReLU
+            nn.Conv2d(2 * ndf, 1, 1, bias=bias),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
