@@ -1,45 +1,45 @@
-"""One contestant of the whole-step table, in a process of its own: `python -m benchmarks.step_child NAME SIZE DEVICE`.
+"""One contestant of a whole-step table, in a process of its own:
+`python -m benchmarks.step_child MODULE DEVICE ARGUMENTS`.
 
-Reads commands from stdin, answers each with a line of JSON on stdout. The parent (steps.py) takes turns between the
-processes, so that all are measured under the same conditions while each has its peak memory to itself.
+MODULE.contestant(DEVICE, **ARGUMENTS) gives (model, batch, turn): step(*batch) of the model is what is measured, `turn`
+of them at a time. Reads commands from stdin, answers each with a line of JSON on stdout. The parent (step_turns.py)
+takes turns between the processes, so that all are measured under the same conditions while each has its peak memory to
+itself.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import kernels
-from benchmarks.step_methods import METHODS
-from i2i.config import Config
 
 Json = dict[str, Any]
 
 
 class Child:
-    def __init__(self, name: str, size: int, device: torch.device, options: Json):
-        kernels.keep_freed_memory()  # as i2i's trainer does; here for every contestant alike
-        self.device = device
-        method = METHODS[name]
-        self.model = method.build(Config(crop_size=size, precision=method.precision, **options), device)
-        generator = torch.Generator().manual_seed(0)
-        shape = (1, 3, size, size)
-        self.images = [(torch.rand(shape, generator=generator) * 2 - 1).to(device) for _ in range(2)]
+    def __init__(self, model: Any, batch: Sequence[Tensor], turn: int):
+        self.model, self.batch, self.turn = model, batch, turn
+        self.device: torch.device = model.device
 
-    def _step(self) -> float:
+    def _steps(self, count: int) -> float:
+        """Seconds per step."""
         self._wait()
         start = time.perf_counter()
-        losses = self.model.step(*self.images)
+        for _ in range(count):
+            self.losses = self.model.step(*self.batch)
         self._wait()
-        self.losses = {name: float(loss.detach()) for name, loss in losses.items()}
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / count
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -47,14 +47,18 @@ class Child:
 
     def first(self, gradients: str) -> Json:
         """The first step: seconds with whatever is compiled, losses; gradients go into a file, a vector per network."""
-        seconds = self._step()
-        networks = self.model.networks.items()
-        flat = {name: torch.cat([p.grad.detach().cpu().flatten() for p in net.parameters()]) for name, net in networks}
+        torch.manual_seed(0)  # of dropout and noise
+        seconds = self._steps(1)
+        flat = {}
+        for name, net in self.model.networks.items():
+            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]
+            flat[name] = torch.cat([g.detach().cpu().flatten() for g in found])
         torch.save(flat, gradients)
-        return {"seconds": seconds, "losses": self.losses}
+        losses = {name: float(loss.detach()) for name, loss in self.losses.items()}
+        return {"first_step_s": seconds, "losses": losses, "batch": [list(t.shape) for t in self.batch]}
 
     def step(self) -> Json:
-        return {"seconds": self._step()}
+        return {"seconds": self._steps(self.turn)}
 
     def share(self) -> Json:
         """Part of a step's time that is not spent in convolutions and their gradients."""
@@ -62,7 +66,7 @@ class Child:
         if self.device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         with torch.profiler.profile(activities=kinds) as profile:
-            self._step()
+            self._steps(self.turn)
         key = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         rows = profile.key_averages()
         total = sum(getattr(row, key) for row in rows)
@@ -88,12 +92,13 @@ def is_convolution(name: str) -> bool:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print must not mix with the answers
-    name, size, device, options = sys.argv[1:]
-    child = Child(name, int(size), torch.device(device), json.loads(options))
+    module, device, arguments = sys.argv[1:]
+    kernels.keep_freed_memory()  # as i2i's trainer does; here for every contestant alike
+    child = Child(*importlib.import_module(module).contestant(device, **json.loads(arguments)))
     for line in sys.stdin:
-        command, *arguments = json.loads(line)
+        command, *given = json.loads(line)
         try:
-            answer = getattr(child, command)(*arguments)
+            answer = getattr(child, command)(*given)
         except Exception as error:  # a contestant that fails costs its own row
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
         print(json.dumps(answer), file=answers, flush=True)

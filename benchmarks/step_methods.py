@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.step_networks import Discriminator, Generator, PatchFeatures, Style
-from i2i.config import Config
-from i2i.cut import CUT
-from i2i.networks import NCE_LAYERS
+from i2i.methods.cut import CUT, CUTConfig
+from i2i.networks import NCE_LAYERS, ResnetBlock
 
 Losses = dict[str, Tensor]
 
@@ -24,11 +23,12 @@ class StockCUT:
     kept from the first pass, fused Adam.
     """
 
-    def __init__(self, config: Config, device: torch.device, style: Style):
+    def __init__(self, config: CUTConfig, device: torch.device, style: Style):
         ours = CUT(config)  # the same weights, and the same draws of positions
         self.config, self.style, self.device = config, style, device
-        self.patch_rng = ours.patch_rng
-        self.G = Generator(style, config.ngf, config.n_blocks)
+        self.patch_rng = ours.rngs["step"]
+        blocks = sum(isinstance(layer, ResnetBlock) for layer in ours.G.model)
+        self.G = Generator(style, config.ngf, blocks)
         self.D = Discriminator(style, config.ndf)
         self.F = PatchFeatures(ours.G.tap_channels(NCE_LAYERS))
         form = torch.channels_last if style.careful else torch.contiguous_format
@@ -104,11 +104,11 @@ class StockCUT:
 
 class Method(NamedTuple):
     about: str
-    build: Callable[[Config, torch.device], object]  # something with step(real_a, real_b)
+    build: Callable[[CUTConfig, torch.device], CUT | StockCUT]
     precision: str
 
 
-def _stock(**style: bool) -> Callable[[Config, torch.device], StockCUT]:
+def _stock(**style: bool) -> Callable[[CUTConfig, torch.device], StockCUT]:
     return lambda config, device: StockCUT(config, device, Style(**style))
 
 
@@ -132,3 +132,12 @@ METHODS = {
         "bfloat16",
     ),
 }
+
+
+def contestant(device: str, name: str, size: int, networks: dict[str, Any]) -> tuple[CUT | StockCUT, list[Tensor], int]:
+    """What step_child.py measures: (model, batch, steps at a time)."""
+    method, place = METHODS[name], torch.device(device)
+    model = method.build(CUTConfig(crop_size=size, precision=method.precision, **networks), place)
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 3, size, size, generator=generator) * 2 - 1 for _ in range(2)]
+    return model, [image.to(place) for image in images], 1

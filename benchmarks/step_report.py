@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from benchmarks.report import provenance, write_atomically
 from benchmarks.step_methods import METHODS, OURS, PUBLISHED
+from benchmarks.suite_plot import png, where
 
 Json = dict[str, Any]
 
@@ -35,8 +35,11 @@ def _cells(row: Json) -> list[str]:
     memory = f"{row['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in row else "–"
     share = f"{row['memory_of_published']:.2f}" if "memory_of_published" in row else "–"
     outside = f"{100 * row['outside_convolutions']:.0f} %" if "outside_convolutions" in row else "–"
-    seconds = f"{row['median_s']:.3g} ({row['p20_s']:.3g}–{row['p80_s']:.3g}){failed}"
-    return [seconds, ratio, memory, share, outside, f"{row['first_step_s']:.1f}"]
+    return [seconds_cell(row) + failed, ratio, memory, share, outside, f"{row['first_step_s']:.1f}"]
+
+
+def seconds_cell(row: Json) -> str:
+    return f"{row['median_s']:.3g} ({row['p20_s']:.3g}–{row['p80_s']:.3g})"
 
 
 HEAD = [
@@ -75,33 +78,34 @@ def markdown(result: Json) -> str:
         "",
     ]
     lines += [f"* **{row['status']}** {row['name']}: {row['reason']}" for row in rows if row["reason"]]
-    distances = [(row["name"], row["gradient_distance"]) for row in rows if "gradient_distance" in row]
-    if distances:
-        lines += [
-            "Relative distance of the first step's gradients from those of the published form, in the 2-norm:",
-            "",
-        ]
-        lines += [
-            f"* {name}: " + ", ".join(f"{net} {d:.2g}" for net, d in by_net.items())
-            for name, by_net in distances
-            if name != PUBLISHED
-        ]
+    lines += distances(PUBLISHED, [(row["name"], row) for row in rows if row["name"] != PUBLISHED])
     return "\n".join([*lines, "", "![steps](step.png)", ""])
 
 
+def distances(baseline: str, rows: Sequence[tuple[str, Json]]) -> list[str]:
+    """Of the gradients of (label, row)s, those that were compared."""
+    found = [(label, row["gradient_distance"]) for label, row in rows if "gradient_distance" in row]
+    if not found:
+        return []
+    head = f"Relative distance of the first step's gradients from those of the {baseline}, in the 2-norm:"
+    return [head, "", *(f"* {label}: " + ", ".join(f"{n} {d:.2g}" for n, d in by.items()) for label, by in found)]
+
+
 def picture(result: Json) -> bytes:
-    """Seconds and peak memory, a bar for each contestant."""
+    return bars(f"CUT training step, {result['size']} x {result['size']}, batch 1", result, result["rows"], OURS)
+
+
+def bars(title: str, result: Json, rows: Sequence[Json], ours: str) -> bytes:
+    """Seconds and peak memory, a bar for each row that was timed; those whose name begins with `ours` in colour."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in result["rows"] if "median_s" in row][::-1]
-    machine = result["machine"]
-    where = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']}, {machine['threads']} threads"
+    rows = [row for row in rows if "median_s" in row][::-1]
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.6 + 0.4 * len(rows)), sharey=True, layout="constrained")
-    figure.suptitle(f"CUT training step, {result['size']} x {result['size']}, batch 1: {where}")
-    colours = ["#0072B2" if row["name"].startswith(OURS) else "#999999" for row in rows]
+    figure.suptitle(f"{title}: {where(result)}")
+    colours = ["#0072B2" if row["name"].startswith(ours) else "#999999" for row in rows]
     names = [row["name"] for row in rows]
     seconds = [row["median_s"] for row in rows]
     spreads = [[row["median_s"] - row["p20_s"] for row in rows], [row["p80_s"] - row["median_s"] for row in rows]]
@@ -114,19 +118,17 @@ def picture(result: Json) -> bytes:
         axis.margins(x=0.12)
         for place, value in enumerate(values):
             axis.text(value, place, f"  {value:.2f}", va="center", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def write(result: Json, folder: Path) -> list[Path]:
     """step.json, .md and .png in `folder`."""
-    files = {
-        "step.json": json.dumps(result, indent=1).encode(),
-        "step.md": markdown(result).encode(),
-        "step.png": picture(result),
-    }
-    for name, data in files.items():
-        write_atomically(folder / name, data)
-    return [folder / name for name in files]
+    return write_files(folder, "step", result, markdown(result), picture(result))
+
+
+def write_files(folder: Path, name: str, result: Json, text: str, image: bytes) -> list[Path]:
+    """NAME.json, .md and .png in `folder`."""
+    files = {"json": json.dumps(result, indent=1).encode(), "md": text.encode(), "png": image}
+    for ending, data in files.items():
+        write_atomically(folder / f"{name}.{ending}", data)
+    return [folder / f"{name}.{ending}" for ending in files]

@@ -1,20 +1,8 @@
-"""Published image-to-image systems on fused operators. So far: CUT, `python -m i2i train`."""
+"""Published image-to-image systems on fused operators: networks, training (`i2i train`), use (`i2i translate`, ...)."""
 
-from i2i.config import Config
-from i2i.cut import CUT
 from i2i.errors import TrainingDiverged, UsageError
-from i2i.losses import GANLoss
-from i2i.networks import PatchDiscriminator, PatchFeatureNetwork, ResnetGenerator
+from i2i.methods import METHODS, Method
 from i2i.train import train
+from i2i.weights import load
 
-__all__ = [
-    "CUT",
-    "Config",
-    "GANLoss",
-    "PatchDiscriminator",
-    "PatchFeatureNetwork",
-    "ResnetGenerator",
-    "TrainingDiverged",
-    "UsageError",
-    "train",
-]
+__all__ = ["METHODS", "Method", "TrainingDiverged", "UsageError", "load", "train"]

@@ -1,4 +1,4 @@
-"""Command line: `python -m i2i train`."""
+"""Command line: `i2i train`, `translate`, `export`, `evaluate`, `list`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,47 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 import kernels
-from i2i import checkpoint
-from i2i.config import PRECISIONS, SAMPLE, TRAINABLE_GAN_MODES, Config
+from i2i import checkpoint, distributed, evaluate, export, options, translate
+from i2i.config import Config, suggestion
+from i2i.devices import check_impl, choose_device
 from i2i.errors import TrainingDiverged, UsageError
-from i2i.train import Result, train
+from i2i.methods import METHODS
+from i2i.train import Result, say, train
 
-IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
-RESUMABLE = {"data", "steps", "save_every", "sample_every"}  # may be given anew with --resume
+# May be given anew with resume: nothing of what was computed depends on them.
+RESUMABLE = {
+    *("data", "steps", "n_epochs", "n_epochs_decay", "num_threads"),
+    *("save_every", "sample_every", "keep_every", "tensorboard"),
+}
+TRAIN_HELP = """usage: i2i train [--method NAME] [--data DIR [DIR]] [--config FILE] [name=value ...]
+       i2i train --resume RUN
+       torchrun --nproc-per-node N -m i2i train ...
+
+Train a published system on images, or, without --data, for a minute on sample photographs, which prints a held-out
+score. Ctrl-C saves and stops; --resume goes on exactly from there. Several processes (torchrun) share each step.
+
+  --method NAME   one of those that `i2i list` names (default: cut)
+  --data DIR      a folder with trainA and trainB (pix2pix: train, with A and B side by side), or two folders;
+                  a text file with a path per line may stand for a folder
+  --config FILE   options from a YAML or JSON file; those of the command line win
+  --output DIR    where to write (default: the first free of runs/<method>-1, -2, ...)
+  --resume RUN    go on from this run's folder or checkpoint, writing into it
+  --device NAME   auto, cpu, cuda, cuda:1, ... (default: auto)
+  --impl NAME     implementation of the fused operators: auto, reference, cpu, triton (default: auto)
+
+Any other option is a setting of the method: name=value, --name value or --name=value. The names that the CUT and
+CycleGAN repositories use (--dataroot, --name, --netG, --nce_T, --no_flip, --continue_train, ...) are understood.
+Settings of {method} and their defaults:
+
+{settings}
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +58,8 @@ class Parser(argparse.ArgumentParser):
             close = [m for word in words for m in difflib.get_close_matches(word, self.known_options(), n=1)]
             if close:
                 message += f" (did you mean {' '.join(close)}?)"
+        if "invalid choice: 'test'" in message:
+            message += " (what test.py did, translate does)"
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
     def known_options(self) -> list[str]:
@@ -42,113 +71,118 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m i2i", description="Image-to-image training.", allow_abbrev=False)
+    parser = Parser(prog="i2i", description="Image-to-image translation: train it, use it.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    command = commands.add_parser(
-        "train",
-        help="train CUT on two folders of images, or on sample photographs",
-        description="Train CUT. Without --data: a short run on sample photographs, which prints a held-out score. "
-        "Ctrl-C saves and stops; --resume goes on exactly from there.",
-        argument_default=argparse.SUPPRESS,  # only what was given is in the result, so that defaults have one home
-        allow_abbrev=False,
-    )
-    add = command.add_argument
-    add("--data", nargs="+", metavar="DIR", help="a folder with trainA and trainB, or folder A and folder B")
-    add("--output", type=Path, metavar="DIR", help="where to write (default: the first free of runs/cut-1, -2, ...)")
-    add("--resume", type=Path, metavar="RUN", help="go on from this run's folder or checkpoint, writing into it")
-    add(
-        "--steps",
-        type=int,
-        help=f"updates in all (default: 400 passes over the larger folder; sample: {SAMPLE['steps']})",
-    )
-    add("--batch-size", type=int, help="images per update (default: 1)")
-    add("--load-size", type=int, help="images are resized to this square, in pixels (default: 286)")
-    add(
-        "--crop-size",
-        type=int,
-        help=f"side of the random crop, in pixels (default: 256; sample: {SAMPLE['crop_size']})",
-    )
-    add("--no-flip", dest="flip", action="store_false", help="no random mirroring")
-    add("--ngf", type=int, help=f"width of the generator (default: 64; sample: {SAMPLE['ngf']})")
-    add("--ndf", type=int, help=f"width of the discriminator (default: 64; sample: {SAMPLE['ndf']})")
-    add("--n-blocks", type=int, help=f"residual blocks of the generator (default: 9; sample: {SAMPLE['n_blocks']})")
-    add("--gan-mode", choices=TRAINABLE_GAN_MODES, help="adversarial loss (default: lsgan)")
-    add("--lambda-nce", type=float, help="weight of the contrastive loss (default: 1)")
-    add("--no-nce-idt", dest="nce_idt", action="store_false", help="no contrastive identity loss on B")
-    add("--num-patches", type=int, help=f"patches per image and layer (default: 256; sample: {SAMPLE['num_patches']})")
-    add("--lr", type=float, help="learning rate (default: 2e-4)")
-    add("--seed", type=int, help="of weights, images and patches (default: 0)")
-    add("--precision", choices=PRECISIONS, help="of convolutions and maps (default: float32)")
-    add(
-        "--published-order",
-        action="store_true",
-        help="encode the sources of the contrastive loss a second time, as the published code does (default: keep "
-        "their patches from the first; the same losses up to rounding)",
-    )
-    add("--save-every", type=int, metavar="STEPS", help=f"checkpoint (default: 1000; sample: {SAMPLE['save_every']})")
-    add("--sample-every", type=int, metavar="STEPS", help=f"pictures (default: 1000; sample: {SAMPLE['sample_every']})")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    add("--impl", default="auto", choices=IMPLS, help="implementation of the fused operators (default: auto)")
+    commands.add_parser("train", help="train a published system; see i2i train --help")
+    for module in (translate, export, evaluate):
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    commands.add_parser("list", help="name the systems that can be trained").set_defaults(run=list_methods)
     return parser
 
 
-def configure(given: dict[str, Any]) -> tuple[Config, dict[str, Any] | None, Path]:
-    """Options that were given -> (configuration, checkpoint to resume from or None, output folder)."""
-    known = {f.name for f in fields(Config)}
-    options = {name: value for name, value in given.items() if name in known}
-    if "resume" in given:
-        return resume(given["resume"], options, given.get("output"))
-    if "data" not in options and "load_size" in options:
-        raise UsageError("--load-size has no meaning for the sample photographs; name your own with --data")
-    config = Config(**(options if "data" in options else SAMPLE | options))
-    if "output" not in given:
-        return config, None, next(p for p in (Path("runs") / f"cut-{n}" for n in range(1, 10**6)) if not p.exists())
-    output = given["output"]
+def list_methods(_: argparse.Namespace) -> int:
+    width = max(map(len, METHODS))
+    for name, method in METHODS.items():
+        print(f"{name:{width}}  {method.title}")
+    return 0
+
+
+def help_for_training(words: Sequence[str]) -> str:
+    names = [word.partition("=")[2] or after for word, after in zip(words, [*words[1:], ""]) if "method" in word]
+    method = check_method(names[0] if names else "cut")
+    settings = options.describe(METHODS[method].Config)
+    return TRAIN_HELP.format(method=method, settings=settings)
+
+
+def train_command(words: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(words):
+        print(help_for_training(words))
+        return 0
+    given = options.read_words(words)
+    command = options.take_command(given)
+    if "config" in command:  # device and impl, too, may stand in it
+        given = options.read_file(Path(command["config"])) | given
+        command = options.take_command(given) | command
+    impl = check_impl(command.get("impl", "auto"))
+    with distributed.processes(choose_device(command.get("device", "auto"))) as device:
+        method, config, state, output = configure(command, given)
+        result = train(method, config, output, device=device, impl=impl, resume=state)
+        if distributed.rank() == 0:
+            report(result, output)
+    return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def configure(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, dict[str, Any] | None, Path]:
+    """What was given -> (method, configuration, checkpoint to resume from or None, output folder)."""
+    if "resume" in command:
+        return resume(command, given)
+    method = command.get("method", "cut").lower()
+    kind = METHODS[check_method(method)].Config
+    settings = with_whole_paths(options.translate_names(given, kind))
+    if "data" not in settings and "load_size" in settings:
+        raise UsageError("load_size has no meaning for the sample photographs; name your own with --data")
+    config = kind.from_dict(settings if "data" in settings else kind.SAMPLE | settings)
+    if "output" not in command:
+        free = next(p for p in (Path("runs") / f"{method}-{n}" for n in range(1, 10**6)) if not p.exists())
+        return method, config, None, distributed.gather(free)[0]
+    output = Path(command["output"])
     if (output / checkpoint.NAME).exists():
         raise UsageError(f"{output} holds a run already: go on with --resume {output}, or choose another --output")
-    return config, None, output
+    return method, config, None, output
 
 
-def resume(run: Path, options: dict[str, Any], output: Path | None) -> tuple[Config, dict[str, Any], Path]:
-    if output is not None:
+def check_method(name: str) -> str:
+    if name not in METHODS:
+        raise UsageError(f"method must be one of {', '.join(METHODS)}, got {name}{suggestion(name, METHODS)}")
+    return name
+
+
+def with_whole_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run can be resumed from any directory."""
+    return settings | {"data": [str(Path(p).absolute()) for p in settings["data"]]} if "data" in settings else settings
+
+
+def resume(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, dict[str, Any], Path]:
+    if "output" in command:
         raise UsageError("--resume writes into the folder of the run it resumes; leave --output out")
+    run = Path(command["resume"])
     state = checkpoint.read(run)
-    config = checkpoint.config(state)
-    for name in set(options) - RESUMABLE:
-        if options[name] != getattr(config, name):
-            raise UsageError(f"{name} was {getattr(config, name)} in this run and cannot become {options[name]}")
-    return replace(config, **options), state, run if run.is_dir() else run.parent
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)  # also finds out whether the device is there
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise UsageError(f"--device {name}: {str(error).strip().splitlines()[0]}") from None
+    method, config = state["method"], checkpoint.config(state)
+    if command.get("method", method).lower() != method:
+        raise UsageError(f"method was {method} in this run and cannot become {command['method']}")
+    settings = with_whole_paths(options.translate_names(given, type(config)))
+    wanted = replace(config, **settings)
+    for name in set(settings) - RESUMABLE:
+        old, new = getattr(config, name), getattr(wanted, name)
+        if old != new:
+            free = ", ".join(sorted(RESUMABLE))
+            raise UsageError(f"{name} was {old} in this run and cannot become {new}; what may change: {free}")
+    return method, wanted, state, run if run.is_dir() else run.parent
 
 
 def report(result: Result, output: Path) -> None:
-    if result.psnr_end is not None:
-        print(
-            f"held-out PSNR: {result.psnr_start:.2f} dB before training, {result.psnr_end:.2f} dB after "
-            f"{result.step} steps (the input as it is: {result.psnr_input:.2f} dB)"
+    if result.end is not None:
+        say(
+            f"held-out {result.metric}: {result.start:.2f} before training, {result.end:.2f} after "
+            f"{result.step} steps (the input as it is: {result.untouched:.2f})"
         )
-    print(f"pictures:   {result.picture}\nlosses:     {output / 'losses.csv'}\ncheckpoint: {result.checkpoint}")
+    say(f"pictures:   {result.picture}\nlosses:     {output / 'losses.csv'}\ncheckpoint: {result.checkpoint}")
     if result.stopped_by:
-        print(f"stopped after step {result.step}; go on with: python -m i2i train --resume {output}")
+        say(f"stopped after step {result.step}; go on with: i2i train --resume {output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0: done; 1: diverged or out of memory; 2: a mistake in what was given; 130, 143: signal."""
-    given = vars(build_parser().parse_args(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
     kernels.keep_freed_memory()  # every step allocates the same sizes again
     try:
-        device = choose_device(given["device"])
-        config, state, output = configure(given)
-        result = train(config, output, device=device, impl=given["impl"], resume=state)
+        if words[:1] == ["train"]:
+            return train_command(words[1:])
+        given = build_parser().parse_args(words)
+        return given.run(given)
     except (UsageError, kernels.BackendUnavailable, OSError) as error:  # OSError: no right to write, a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -156,13 +190,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError:
-        print("error: the device ran out of memory; try a smaller --crop-size, --batch-size or --ngf", file=sys.stderr)
+        print("error: the device ran out of memory; try a smaller crop_size, batch_size or width", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing saved since the last checkpoint", file=sys.stderr)
         return 130
-    report(result, output)
-    return 128 + result.stopped_by if result.stopped_by else 0
 
 
 if __name__ == "__main__":

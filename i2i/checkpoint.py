@@ -2,51 +2,61 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from i2i import distributed
 from i2i.config import Config
-from i2i.cut import CUT
 from i2i.errors import TrainingDiverged, UsageError
+from i2i.files import replacing
+from i2i.methods import METHODS, Method
+from i2i.schedule import Schedule
 
 NAME = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
-def save(path: Path, model: CUT, step: int) -> None:
-    """Write weights (published keys), optimisers, random states, configuration and `step`, the number of steps done.
+def save(path: Path, model: Method, rates: Schedule, step: int) -> None:
+    """Write weights (published keys), optimisers, schedulers, random states, configuration and `step`, the number of
+    steps done. All processes call it, the first one writes.
 
     The file at `path` is replaced in one go once the new one is whole, and not at all if a weight is not finite.
     """
-    weights = {name: net.state_dict() for name, net in model.networks.items()}
-    for name, entries in weights.items():
+    networks = {name: net.state_dict() for name, net in model.networks.items()}
+    for name, entries in networks.items():
         for key, tensor in entries.items():
             if not tensor.isfinite().all():
                 raise TrainingDiverged(f"{key} of {name} is not finite after step {step}")
+    states = distributed.gather(own_state(model))
+    if distributed.rank():
+        return
     state = {
         "format": FORMAT,
-        "method": "cut",
+        "method": model.name,
         "config": asdict(model.config),
         "step": step,
-        **weights,
+        "networks": networks,
+        "ema": {name: average.state_dict() for name, average in model.averages.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in model.optimizers.items()},
-        "rng": {"torch": torch.get_rng_state(), "patches": model.patch_rng.get_state()},
+        "schedule": rates.state_dict(),
+        "scaler": model.scaler.state_dict(),
+        "processes": states,
     }
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def own_state(model: Method) -> dict[str, Any]:
+    """What differs between processes: random states, and what the method holds besides networks."""
+    state = {
+        "torch": torch.get_rng_state(),
+        "rngs": {name: rng.get_state() for name, rng in model.rngs.items()},
+        "extra": model.extra_state(),
+    }
+    return state | ({"cuda": torch.cuda.get_rng_state(model.device)} if model.device.type == "cuda" else {})
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -57,23 +67,42 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of any kind: bytes that are no pickle make the unpickler stumble in many ways
         raise UsageError(f"{path} is not a checkpoint of i2i, or is damaged ({type(error).__name__})") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UsageError(f"{path} is not a training checkpoint of this version of i2i; it has no state to resume from")
+    if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("method") not in METHODS:
+        raise UsageError(
+            f"{path} is not a training checkpoint of this version of i2i; it has no state to resume from; "
+            "name the folder of a run"
+        )
     return state
 
 
-def restore(state: dict[str, Any], model: CUT) -> int:
+def restore(state: dict[str, Any], model: Method, rates: Schedule) -> int:
     """Put a checkpoint's state into a model built from its configuration. Returns the number of steps done."""
-    for name, net in model.networks.items():
-        net.load_state_dict(state[name])
-    for name, optimizer in model.optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
-    torch.set_rng_state(state["rng"]["torch"])
-    model.patch_rng.set_state(state["rng"]["patches"])
+    if len(state["processes"]) != distributed.world():
+        raise UsageError(
+            f"this run was trained by {len(state['processes'])} processes and goes on exactly only with as many, "
+            f"got {distributed.world()}"
+        )
+    load_all(model.networks, state["networks"])
+    load_all(model.averages, state["ema"])
+    load_all(model.optimizers, state["optimizers"])
+    rates.load_state_dict(state["schedule"])
+    model.scaler.load_state_dict(state["scaler"])
+    own = state["processes"][distributed.rank()]
+    torch.set_rng_state(own["torch"])
+    if "cuda" in own and model.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"], model.device)
+    for name, rng in model.rngs.items():
+        rng.set_state(own["rngs"][name])
+    model.load_extra_state(own["extra"])
     return state["step"]
 
 
+def load_all(parts: dict[str, Any], states: dict[str, Any]) -> None:
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+
+
 def config(state: dict[str, Any]) -> Config:
-    return Config.from_dict(state["config"])
+    return METHODS[state["method"]].Config.from_dict(state["config"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from i2i.files import replacing
 
 GAP = 6  # pixels between pictures
 HEADER = 18  # pixels for the titles
@@ -16,7 +19,8 @@ WHITE = (255, 255, 255)
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1], clamped -> 8-bit RGB."""
+    """(C, H, W) in [-1, 1], clamped -> 8-bit RGB. One or two channels: the first as grey; four: the first three."""
+    tensor = tensor[:3] if tensor.shape[0] >= 3 else tensor[:1].expand(3, -1, -1)
     levels = ((tensor.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
@@ -42,9 +46,28 @@ def save_grid(path: Path, titles: Sequence[str], rows: Sequence[Sequence[Tensor]
             canvas.paste(row[column], (left, top))
             top += height + GAP
         left += width + GAP
-    temporary = path.with_name(path.name + ".tmp")
-    canvas.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        canvas.save(temporary, format="PNG")
+
+
+def plot_losses(table: Path, path: Path) -> None:
+    """The columns of losses.csv over steps, each as its mean over at most 500 stretches of the run."""
+    from matplotlib.figure import Figure  # takes a second to import, and is needed here only
+
+    with open(table, newline="") as file:
+        names, *rows = csv.reader(file)
+    values = np.array(rows, dtype=float)
+    pieces = np.array_split(values, min(len(values), 500))
+    means = np.array([piece.mean(axis=0) for piece in pieces])
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for column, name in enumerate(names[1:], 1):
+        axes.plot(means[:, 0], means[:, column], label=name, linewidth=1)
+    axes.set(xlabel="step", ylabel="loss", yscale="symlog" if means[:, 1:].max() > 20 else "linear")
+    axes.legend(ncols=4, fontsize="small")
+    axes.grid(alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def enlarge(image: Image.Image, factor: int) -> Image.Image:

@@ -11,11 +11,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from i2i.errors import TrainingDiverged
+from i2i import distributed
+from i2i.errors import TrainingDiverged, UsageError
+from i2i.files import replacing
 
 
 class ProgressBar:
@@ -23,13 +26,14 @@ class ProgressBar:
 
     def __init__(self, first: int, last: int, batch_size: int):
         self.first, self.last, self.batch_size = first, last, batch_size
-        self.terminal = sys.stderr.isatty()
+        self.silent = distributed.rank() > 0
+        self.terminal = sys.stderr.isatty() and not self.silent
         self.began, self.shown = time.perf_counter(), 0
 
     def show(self, step: int, losses: dict[str, float]) -> None:
         """`step`: how many steps are done. Speed and remaining time are averages since this process began."""
         tenth = 10 * step // self.last
-        if not self.terminal and tenth == self.shown:
+        if self.silent or (not self.terminal and tenth == self.shown):
             return
         self.shown = tenth
         speed = (step - self.first) / max(time.perf_counter() - self.began, 1e-9)
@@ -49,19 +53,29 @@ class ProgressBar:
 
 
 class LossLog:
-    """losses.csv: one row per step. Values stay on their device until `flush`, so that a step waits for no transfer."""
+    """losses.csv: one row per step. Values stay on their device until `flush`, so that a step waits for no transfer.
 
-    def __init__(self, path: Path, done: int = 0):
+    With several processes the rows are their means, and the first one writes.
+    """
+
+    def __init__(self, folder: Path, done: int = 0, tensorboard: bool = False):
         """`done`: steps to keep of a file that is there already; rows written after the checkpoint are dropped."""
-        self.path = path
+        self.path = folder / "losses.csv"
         self.waiting: list[tuple[int, dict[str, Tensor]]] = []
         self.last: dict[str, float] = {}
+        self.writes = distributed.rank() == 0
+        self.board = open_tensorboard(folder, done) if tensorboard and self.writes else None
         kept: list[list[str]] = []
-        if done and path.is_file():
-            with open(path, newline="") as file:
-                kept = [row for row in csv.reader(file) if row and (row[0] == "step" or int(row[0]) <= done)]
-        self._write(kept, "w")
+        if done and self.path.is_file() and self.path.stat().st_size:
+            with open(self.path, newline="") as file:
+                header, *rows = csv.reader(file)
+            # A row that a kill broke off is none: "100" may have been to become "1001".
+            whole = [row for row in rows if len(row) == len(header)]
+            kept = [header, *(row for row in whole if int(row[0]) <= done)]
         self.has_header = bool(kept)
+        if self.writes:
+            with replacing(self.path) as temporary:
+                self._write(temporary, kept, "w")
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
         self.waiting.append((step, losses))
@@ -71,39 +85,61 @@ class LossLog:
         if not self.waiting:
             return
         names = list(self.waiting[0][1])
-        values = torch.stack(
-            [torch.stack(list(losses.values())) for _, losses in self.waiting]
-        ).tolist()  # one transfer
-        rows = [[step, *(f"{value:.9g}" for value in row)] for (step, _), row in zip(self.waiting, values, strict=True)]
-        self._write(rows if self.has_header else [["step", *names], *rows], "a")
-        self.has_header = True
-        for (step, _), row in zip(self.waiting, values, strict=True):
+        stacked = torch.stack([torch.stack(list(losses.values())) for _, losses in self.waiting])
+        distributed.average([stacked])
+        values = stacked.tolist()  # one transfer
+        steps = [step for step, _ in self.waiting]
+        if self.writes:
+            rows = [[step, *(f"{value:.9g}" for value in row)] for step, row in zip(steps, values, strict=True)]
+            self._write(self.path, rows if self.has_header else [["step", *names], *rows], "a")
+            self.has_header = True
+        if self.board:
+            for step, row in zip(steps, values, strict=True):
+                for name, value in zip(names, row, strict=True):
+                    self.board.add_scalar(name, value, step)
+        for step, row in zip(steps, values, strict=True):
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
                     raise TrainingDiverged(f"{name} is {value} at step {step}")
         self.last = dict(zip(names, values[-1], strict=True))
         self.waiting.clear()
 
-    def _write(self, rows: Iterable[Iterable[object]], mode: str) -> None:
-        with open(self.path, mode, newline="") as file:
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+
+    @staticmethod
+    def _write(path: Path, rows: Iterable[Iterable[object]], mode: str) -> None:
+        with open(path, mode, newline="") as file:
             csv.writer(file).writerows(rows)
+
+
+def open_tensorboard(folder: Path, done: int) -> Any:
+    """A torch.utils.tensorboard.SummaryWriter; events of a previous part of the run past step `done` are hidden."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError("tensorboard=true needs the package: pip install tensorboard") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
 
 class StopRequest:
     """While entered, the first Ctrl-C (or SIGTERM) only sets `signal`, so that the step under way can end and be saved;
-    a second one interrupts at once."""
+    a second one interrupts at once, unless it comes within a second: torchrun passes on what the terminal has sent to
+    its processes already."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self.at = 0, 0.0
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        now = time.monotonic()
+        if self.signal and now - self.at > 1:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self.at = number, now
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

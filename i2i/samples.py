@@ -1,11 +1,13 @@
-"""A small unpaired problem with a known answer, made from the photographs that ship inside scikit-image.
+"""Small problems with a known answer, made from the photographs that ship inside scikit-image.
 
-Domain A: crops of two photographs. Domain B: crops of three *other* photographs, shown through `stylise`. Of A's
-photographs the right parts are held out, and `stylise` of them is the true answer.
+Domain A: crops of photographs. Domain B: crops seen through `stylise`, of *other* photographs for unpaired methods,
+of the same for paired ones. Of two photographs the right parts are held out, and `stylise` of them is the true answer.
 The photographs are in the public domain or CC0 (scikit-image says so at each); nothing is downloaded.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ HEIGHT = 192  # of every photograph after reduction, in pixels; crops then show 
 A = ("chelsea", "coffee")
 B = ("astronaut", "rocket", "camera")
 EXPOSURE = (-0.1, 0.45)  # mean and standard deviation of every photograph's luminance, which is in [-1, 1]
+CROPS = 50  # of one pass: with 2, the photographs of A, an epoch would be nothing
 STOPS = ((6, 22, 58), (36, 110, 168), (240, 246, 240))  # sRGB of black, middle grey and white after `stylise`
 
 
@@ -56,32 +59,62 @@ def photograph(name: str) -> Tensor:
 
 
 class SamplePhotographs:
-    """Image pairs (crop of A, crop of B) by number, the same for the same seed and number; and the held-out parts."""
+    """(crop of A, crop of B) by number, the same for the same seed and number; and the held-out parts.
 
-    def __init__(self, crop_size: int, flip: bool, seed: int):
-        if crop_size > HEIGHT // 2:
-            raise UsageError(f"crop_size must be at most {HEIGHT // 2} for the sample photographs, got {crop_size}")
+    `mode`: "unaligned", two photographs of A and three others of B; "singleimage", one of each; "aligned", the same
+    crop of any of the five on both sides.
+    """
+
+    metric = "PSNR in dB"
+
+    def __init__(self, crop_size: int, flip: bool, seed: int, mode: str = "unaligned"):
+        if mode not in ("unaligned", "aligned", "singleimage"):
+            raise UsageError(f"dataset_mode {mode} is not for the sample photographs; name your own with --data")
+        self.aligned = mode == "aligned"
+        # A U-Net halves its input until nothing is left, and so needs held-out parts that are wide, and whole crops.
+        held_out, largest = (128, 128) if self.aligned else (112, HEIGHT // 2)
+        if crop_size > largest:
+            raise UsageError(f"crop_size must be at most {largest} for the sample photographs, got {crop_size}")
         self.crop_size, self.flip, self.seed = crop_size, flip, seed
-        whole = [photograph(name) for name in A]
-        cut = [image.shape[-1] - HEIGHT * 3 // 5 // 4 * 4 for image in whole]
-        self.train_a = [image[..., :at] for image, at in zip(whole, cut, strict=True)]
-        self.train_b = [stylise(photograph(name)) for name in B]
-        self.test_a = [image[..., at:] for image, at in zip(whole, cut, strict=True)]
+        self.names = (A[:1], B[:1]) if mode == "singleimage" else (A + B, A + B) if self.aligned else (A, B)
+        whole = {name: photograph(name) for name in dict.fromkeys(sum(self.names, ()))}
+        train = {name: whole[name][..., :-held_out] if name in A else whole[name] for name in whole}
+        self.train_a = [train[name] for name in self.names[0]]
+        self.train_b = [stylise(train[name]) for name in self.names[1]]
+        height, width = (side - side % crop_size if self.aligned else side for side in (HEIGHT, held_out))
+        self.test_a = [whole[name][:, :height, -held_out:][..., :width] for name in A if name in self.names[0]]
         self.test_truth = [stylise(image) for image in self.test_a]
 
     def __len__(self) -> int:
-        return len(self.train_a)
+        return CROPS
 
     def describe(self) -> str:
-        return f"sample photographs: A = {', '.join(A)}; B = {', '.join(B)}, stylised"
+        a, b = (", ".join(names) for names in self.names)
+        return f"sample photographs: A = {a}; B = {'the same' if self.aligned else b}, stylised"
 
-    def pair(self, number: int) -> tuple[Tensor, Tensor]:
+    def item(self, number: int) -> tuple[Tensor, Tensor]:
         """Images (3, crop, crop) of A and of B for training image `number`."""
         rng = np.random.default_rng([self.seed, number])
-        return self._crop(self.train_a, rng), self._crop(self.train_b, rng)
+        a = self._crop(self.train_a, rng)
+        return a, self._crop(self.train_b, np.random.default_rng([self.seed, number]) if self.aligned else rng)
 
     def _crop(self, photographs: list[Tensor], rng: np.random.Generator) -> Tensor:
         image = photographs[rng.integers(len(photographs))]
         top, left = (int(rng.integers(size - self.crop_size + 1)) for size in image.shape[1:])
         image = image[:, top : top + self.crop_size, left : left + self.crop_size]
         return image.flip(2) if self.flip and rng.random() < 0.5 else image
+
+    def preview(self, count: int) -> tuple[Tensor, Tensor]:
+        """(held-out parts of A, their true answers)."""
+        return torch.stack(self.test_a[:count]), torch.stack(self.test_truth[:count])
+
+    def held_out(self, translate: Callable[[Tensor], Tensor]) -> float:
+        """`metric` of a translation (1, 3, H, W) -> (1, 3, H, W), mean over the held-out parts."""
+        answers = [translate(image[None])[0].cpu() for image in self.test_a]
+        return psnr(answers, self.test_truth)
+
+
+def psnr(pictures: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
+    """Mean over pictures (3, H, W) in [-1, 1], clamped, of the peak signal-to-noise ratio in dB."""
+    errors = [(x.clamp(-1, 1) - truth).square().mean() for x, truth in zip(pictures, truths, strict=True)]
+    return sum(float(10 * torch.log10(4 / error)) for error in errors) / len(errors)

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from i2i import checkpoint
+from i2i import checkpoint, distributed
 from i2i.config import Config
-from i2i.cut import CUT
-from i2i.data import UnpairedFolders, batches, find_folders
+from i2i.data import Dataset, batches, open_training_data
 from i2i.errors import TrainingDiverged, UsageError
-from i2i.pictures import save_grid
+from i2i.methods import METHODS, Method
+from i2i.pictures import plot_losses, save_grid
 from i2i.progress import LossLog, ProgressBar, StopRequest
-from i2i.samples import SamplePhotographs
+from i2i.schedule import Schedule
+from i2i.weights import save_published
 
-EPOCHS = 400  # published: 200 at the full learning rate, 200 while it falls to 0
 FLUSH_SECONDS = 1.0  # losses go to file and screen this often; each time waits for the device
 
 
 @dataclass
 class Result:
-    """How a run ended. PSNR in dB over the held-out pictures, None where no true answer is known."""
+    """How a run ended. `start`, `end` and `untouched` (the score of the input as it is) are in the unit of `metric`;
+    None where no true answer is known."""
 
     step: int
     checkpoint: Path
     picture: Path
     stopped_by: int  # the signal's number, 0 when all steps were done
-    psnr_start: float | None = None
-    psnr_end: float | None = None
-    psnr_input: float | None = None  # of the input left as it is: what doing nothing would score
+    metric: str = ""
+    start: float | None = None
+    end: float | None = None
+    untouched: float | None = None
 
 
 def train(
+    method: str,
     config: Config,
     output: Path,
     *,
@@ -44,102 +48,148 @@ def train(
     impl: str = "auto",
     resume: dict[str, Any] | None = None,
 ) -> Result:
-    """Train CUT as `config` says and write everything under `output`.
+    """Train `method` (a name of METHODS) as `config` says and write everything under `output`.
 
-    `resume`: contents of a checkpoint (`checkpoint.read`); the run goes on as if it had never stopped.
+    `resume`: contents of a checkpoint (`checkpoint.read`); the run goes on as if it had never stopped. Under torchrun
+    every process calls this, with its own device.
     """
-    data = open_data(config)
-    if not config.steps:
-        config = replace(config, steps=-(-EPOCHS * len(data) // config.batch_size))
-    if isinstance(data, UnpairedFolders):
-        data.full_view_from = decay_start(config.steps) * config.batch_size
+    data = open_training_data(config)
+    per_step = config.batch_size * distributed.world()
+    last = -(-len(data) * (config.n_epochs + config.n_epochs_decay) // per_step)
+    last = min(config.steps or last, last)
+    if METHODS[method].full_view_in_decay:
+        data.full_view_from = len(data) * config.n_epochs
     done = resume["step"] if resume else 0
-    if done >= config.steps:
-        raise UsageError(f"already trained {done} of {config.steps} steps; ask for more with --steps")
-    print(f"{data.describe()}\n{config.steps} steps of {config.batch_size} on {device}, into {output}", flush=True)
-
-    model = CUT(config, device, impl)
-    psnr_start = held_out_psnr(model, data)  # before restoring: in a resumed run, too, of the untrained network
+    if done >= last:
+        raise UsageError(f"already trained {done} of {last} steps; ask for more with steps or n_epochs")
+    run = Run(METHODS[method](config, device, impl), data, output, last)
+    run.start = run.held_out()  # before restoring: in a resumed run, too, of the untrained network
     if resume:
-        checkpoint.restore(resume, model)
-    (output / "pictures").mkdir(parents=True, exist_ok=True)
-    path = output / checkpoint.NAME
-    log = LossLog(output / "losses.csv", done)
-    bar = ProgressBar(done, config.steps, config.batch_size)
-    step, shown = done, time.monotonic()
-    try:
-        with StopRequest() as stop:
-            for real_a, real_b in batches(data, config.batch_size, done, config.steps):
-                model.set_lr_factor(lr_factor(step, config.steps))
-                log.add(step + 1, model.step(real_a.to(device), real_b.to(device)))
-                step += 1
-                ending = step == config.steps or bool(stop.signal)
-                saving = step % config.save_every == 0 or ending
-                if saving or time.monotonic() - shown > FLUSH_SECONDS:
-                    log.flush()
-                    bar.show(step, log.last)
-                    shown = time.monotonic()
-                if saving:
-                    checkpoint.save(path, model, step)
-                if step % config.sample_every == 0 or ending:
-                    picture = save_pictures(output, model, data, step)
-                if ending:  # not stop.signal: it may have come after the checkpoint was written
-                    break
-    except TrainingDiverged as error:
-        kept = f"the last good checkpoint is {path}" if path.is_file() else "there was no checkpoint yet"
-        raise TrainingDiverged(f"training stopped: {error}; {kept}; a lower --lr may help") from None
-    finally:
-        bar.close()
-    stopped_by = stop.signal if step < config.steps else 0
-    return Result(step, path, picture, stopped_by, psnr_start, held_out_psnr(model, data), input_psnr(data))
-
-
-def open_data(config: Config) -> UnpairedFolders | SamplePhotographs:
-    if not config.data:
-        return SamplePhotographs(config.crop_size, config.flip, config.seed)
-    return UnpairedFolders(*find_folders(config.data), config.load_size, config.crop_size, config.flip, config.seed)
-
-
-def decay_start(steps: int) -> int:
-    return steps // 2
-
-
-def lr_factor(step: int, steps: int) -> float:
-    """CUT's linear schedule in steps: 1 for the first half of the run, then falling towards 0."""
-    start = decay_start(steps)
-    return 1 - max(0, step - start) / (steps - start + 1)
-
-
-def psnr(pictures: list[Tensor], truths: list[Tensor]) -> float:
-    """Mean over pictures (3, H, W) in [-1, 1] of the peak signal-to-noise ratio in dB."""
-    errors = [(x.clamp(-1, 1) - truth).square().mean() for x, truth in zip(pictures, truths, strict=True)]
-    return sum(float(10 * torch.log10(4 / error)) for error in errors) / len(errors)
-
-
-def held_out_psnr(model: CUT, data: UnpairedFolders | SamplePhotographs) -> float | None:
-    if not isinstance(data, SamplePhotographs):
-        return None
-    return psnr([translate(model, picture) for picture in data.test_a], data.test_truth)
-
-
-def input_psnr(data: UnpairedFolders | SamplePhotographs) -> float | None:
-    return psnr(data.test_a, data.test_truth) if isinstance(data, SamplePhotographs) else None
-
-
-def translate(model: CUT, picture: Tensor) -> Tensor:
-    """(3, H, W) of domain A -> the same of domain B, on the CPU."""
-    device = next(model.G.parameters()).device
-    return model.translate(picture[None].to(device))[0].cpu()
-
-
-def save_pictures(output: Path, model: CUT, data: UnpairedFolders | SamplePhotographs, step: int) -> Path:
-    """A grid of inputs and translations, and the true answers where they are known."""
-    path = output / "pictures" / f"step_{step:07d}.png"
-    if isinstance(data, SamplePhotographs):
-        triples = zip(data.test_a, data.test_truth, strict=True)
-        rows = [(picture, translate(model, picture), truth) for picture, truth in triples]
-        save_grid(path, ("held-out input", f"translation, step {step}", "true answer"), rows)
+        checkpoint.restore(resume, run.model, run.schedule)
     else:
-        rows = [(picture, translate(model, picture)) for picture in data.preview(4)]
-        save_grid(path, ("input", f"translation, step {step}"), rows)
-    return path
+        run.spread()
+    images = "1 image" if per_step == 1 else f"{per_step} images"
+    epochs = f"{last * per_step / len(data):.4g} epochs"
+    say(f"{data.describe()}\n{last} steps of {images} ({epochs}) on {device}, into {output}")
+    return run.go(done)
+
+
+def say(text: str) -> None:
+    if distributed.rank() == 0:
+        print(text, flush=True)
+
+
+class Run:
+    def __init__(self, model: Method, data: Dataset, output: Path, last: int):
+        self.model, self.data, self.output, self.last = model, data, output, last
+        self.config = model.config
+        self.schedule = Schedule(model.optimizers, model.config)
+        self.per_step = model.config.batch_size * distributed.world()
+        self.start: float | None = None
+        (output / "pictures").mkdir(parents=True, exist_ok=True)
+        self.picture = output / "pictures"
+
+    def spread(self) -> None:
+        """The weights of the first process to all; random numbers that need not agree (dropout, noise) apart."""
+        for net in self.model.networks.values():
+            distributed.same_everywhere([*net.parameters(), *net.buffers()])
+        torch.manual_seed(self.config.seed + distributed.rank())
+
+    def go(self, done: int) -> Result:
+        path = self.output / checkpoint.NAME
+        log = LossLog(self.output, done, self.config.tensorboard)
+        bar = ProgressBar(done, self.last, self.per_step)
+        step, shown = done, time.monotonic()
+        try:
+            with StopRequest() as stop:
+                for batch in self.batches(done):
+                    losses = self.model.step(*(images.to(self.model.device, non_blocking=True) for images in batch))
+                    self.model.after_step()
+                    step += 1
+                    log.add(step, losses)
+                    self.schedule.add(losses[name] for name in self.model.generator_losses if name in losses)
+                    self.end_epochs(step)
+                    signal, due = distributed.agree(stop.signal, time.monotonic() - shown > FLUSH_SECONDS)
+                    ending = step == self.last or bool(signal)
+                    saving = step % self.config.save_every == 0 or ending
+                    if saving or due:
+                        log.flush()
+                        bar.show(step, log.last)
+                        shown = time.monotonic()
+                    if saving:
+                        self.save(path, step)
+                    if step % self.config.sample_every == 0 or ending:
+                        self.show(step)
+                    if ending:  # not stop.signal: it may have come after the checkpoint was written
+                        break
+        except TrainingDiverged as error:
+            kept = f"the last good checkpoint is {path}" if path.is_file() else "there was no checkpoint yet"
+            raise TrainingDiverged(f"training stopped: {error}; {kept}; a lower lr may help") from None
+        finally:
+            bar.close()
+            log.close()
+        return Result(
+            step,
+            path,
+            self.picture,
+            signal if step < self.last else 0,
+            getattr(self.data, "metric", ""),
+            self.start,
+            self.held_out(),
+            self.held_out(lambda images, *_: images),
+        )
+
+    def batches(self, done: int):
+        return batches(
+            self.data,
+            self.config.batch_size,
+            done,
+            self.last,
+            threads=max(1, self.config.num_threads),
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+
+    def epoch(self, step: int) -> int:
+        """Epochs that are over after so many steps."""
+        return step * self.per_step // len(self.data)
+
+    def end_epochs(self, step: int) -> None:
+        """Those that end with this step: several where an epoch is smaller than a step."""
+        for over in range(self.epoch(step - 1) + 1, self.epoch(step) + 1):
+            self.schedule.end_epoch()
+            if over % self.config.keep_every == 0:
+                self.save_weights(str(over))
+
+    def save(self, path: Path, step: int) -> None:
+        checkpoint.save(path, self.model, self.schedule, step)
+        self.save_weights("latest")
+
+    def save_weights(self, prefix: str) -> None:
+        """Files that the published code loads too."""
+        if distributed.rank() == 0:
+            save_published(self.output, prefix, self.model.networks)
+            averages = {name: average.module for name, average in self.model.averages.items()}
+            save_published(self.output, f"{prefix}_ema", averages)
+
+    def show(self, step: int) -> None:
+        """A grid of pictures and a plot of the losses."""
+        if distributed.rank():
+            return
+        with undisturbed(self.model):
+            columns = self.model.visuals(*self.data.preview(4))
+        self.picture = self.output / "pictures" / f"step_{step:07d}.png"
+        save_grid(self.picture, tuple(columns), list(zip(*columns.values(), strict=True)))
+        plot_losses(self.output / "losses.csv", self.output / "losses.png")
+
+    def held_out(self, translate: Callable[..., Tensor] | None = None) -> float | None:
+        """The score of the model, or of another translation, where the data knows the true answers."""
+        if not hasattr(self.data, "held_out"):
+            return None
+        with undisturbed(self.model):
+            return self.data.held_out(translate or self.model.translate)
+
+
+def undisturbed(model: Method) -> torch.random.fork_rng:
+    """Looking must not change the run: random numbers that it draws are put back."""
+    return torch.random.fork_rng([model.device] if model.device.type == "cuda" else [])

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from benchmarks import step_report, steps
+from benchmarks import step_report, step_turns, steps
+from benchmarks.progress import Progress
 from benchmarks.step_methods import METHODS, OURS, PUBLISHED, StockCUT, Style
-from i2i.config import Config
-from i2i.cut import CUT
+from i2i.methods.cut import CUT, CUTConfig
 
-SMALL = {"ngf": 16, "ndf": 16, "n_blocks": 6, "num_patches": 64}
+SMALL = {"ngf": 16, "ndf": 16, "generator": "resnet_6blocks", "num_patches": 64}
 TERMS = ("G_GAN", "D_real", "D_fake", "NCE", "NCE_Y", "G")
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def first_step(model, dtype: torch.dtype) -> tuple[dict[str, float], torch.Tenso
 def test_stock_networks_compute_the_published_step(style, monkeypatch):
     """In float64, where only a difference in what is computed can show. Ours takes the reference there."""
     monkeypatch.setattr(torch, "compile", lambda net, **_: net)  # the compiled style, uncompiled
-    config = Config(crop_size=48, **SMALL)
+    config = CUTConfig(crop_size=48, **SMALL)
     losses, gradients = first_step(StockCUT(config, CPU, style), torch.float64)
     wanted, exact = first_step(CUT(config), torch.float64)
     assert losses == pytest.approx(wanted, rel=1e-6)  # the least-squares loss is taken in float32
@@ -44,7 +44,7 @@ def test_stock_networks_compute_the_published_step(style, monkeypatch):
 
 def test_the_fused_step_is_the_published_one():
     """A unit that crosses the kink of a ReLU by rounding changes float32 gradients by up to 4e-3 in all of them."""
-    config = Config(crop_size=48, **SMALL)
+    config = CUTConfig(crop_size=48, **SMALL)
     losses, gradients = first_step(CUT(config), torch.float32)
     wanted, exact = first_step(StockCUT(config, CPU, Style()), torch.float64)
     assert losses == pytest.approx(wanted, rel=2e-6)
@@ -57,7 +57,7 @@ def test_loss_curves_agree_as_well_as_those_of_two_reference_runs():
 
     def curve(build, threads: int) -> torch.Tensor:
         torch.set_num_threads(threads)
-        model = build(Config(crop_size=48, **SMALL | {"ngf": 8, "ndf": 8}))
+        model = build(CUTConfig(crop_size=48, **SMALL | {"ngf": 8, "ndf": 8}))
         steps = (model.step(*images(step)) for step in range(100))
         return torch.tensor([[float(losses[name].detach()) for name in TERMS] for losses in steps])
 
@@ -97,6 +97,11 @@ def row(name: str, losses: dict[str, float], gradient: torch.Tensor, folder) -> 
     return {"name": name, "status": "ok", "reason": "", "losses": losses, "samples_s": [], "path": path}
 
 
+def judge(rows: dict[str, dict]) -> None:
+    paths = {name: r["path"] for name, r in rows.items()}
+    step_turns.judge(rows, paths, PUBLISHED, {name: METHODS[name].precision for name in rows})
+
+
 def test_wrong_gradients_and_losses_are_named(tmp_path):
     right = torch.arange(1.0, 9.0)
     rows = {
@@ -105,17 +110,18 @@ def test_wrong_gradients_and_losses_are_named(tmp_path):
         "ours, float32": row("ours, float32", {"G": 2.0}, right * 1.02, tmp_path),
         "careful Python": row("careful Python", {"G": 2.0}, right * 1.02, tmp_path),
     }
-    steps.judge(rows, [r["path"] for r in rows.values()])
-    assert rows[OURS]["status"] == "FAIL" and rows[OURS]["reason"] == "G: 2.1, published 2"
+    judge(rows)
+    assert rows[OURS]["status"] == "FAIL" and rows[OURS]["reason"] == "G: 2.1, published form 2"
     assert rows["ours, float32"]["reason"] == "gradient of G: 0.02"
     assert rows["careful Python"]["status"] == rows[PUBLISHED]["status"] == "ok"
 
 
 def test_a_contestant_that_dies_costs_its_own_row(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "gone", METHODS[OURS])
-    rows, interrupted = steps.measure(["gone", PUBLISHED], 64, 1, CPU, SMALL)
-    assert not interrupted and rows[0]["status"] == "error" and "KeyError: 'gone'" in rows[0]["reason"]
-    assert rows[1]["status"] == "ok" and len(rows[1]["samples_s"]) == 1
+    entries = steps.contestants(["gone", PUBLISHED], 64, SMALL)
+    rows, interrupted = step_turns.measure(entries, PUBLISHED, 1, CPU, Progress(8))
+    assert not interrupted and rows["gone"]["status"] == "error" and "KeyError: 'gone'" in rows["gone"]["reason"]
+    assert rows[PUBLISHED]["status"] == "ok" and len(rows[PUBLISHED]["samples_s"]) == 1
 
 
 def test_nothing_passes_without_the_published_form(tmp_path):
@@ -125,7 +131,7 @@ def test_nothing_passes_without_the_published_form(tmp_path):
     }
     rows[PUBLISHED]["status"] = "error"
     rows[PUBLISHED]["path"].unlink()
-    steps.judge(rows, [r["path"] for r in rows.values()])
+    judge(rows)
     assert rows[OURS]["status"] == "error" and "nothing to compare with" in rows[OURS]["reason"]
 
 
@@ -133,7 +139,7 @@ def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps, "judge", interrupt)
+    monkeypatch.setattr(step_turns, "judge", interrupt)
     skipped = [f"--skip={name}" for name in METHODS if name not in (OURS, PUBLISHED)]
     assert steps.main(["--size", "64", "--output", str(tmp_path), *skipped], SMALL) == 130
     assert "interrupted" in capsys.readouterr().err
@@ -148,6 +154,12 @@ def test_losses_are_shown():
     ]
     step_report.relate(rows)
     assert "**loss 0.50x**" in step_report.text(rows)
+
+
+def test_networks_without_an_update_agree_unless_one_has_it():
+    nothing = torch.zeros(3)
+    assert step_turns.distance(nothing, nothing) == 0
+    assert step_turns.distance(torch.ones(3), nothing) > 1e30
 
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--size", "65"], ["--skip", OURS]])

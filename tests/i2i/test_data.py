@@ -1,184 +1,468 @@
-"""Images from folders and the sample photographs: what is read, what is skipped, and that a number means a pair."""
+"""Data sets from folders: what is found, what is skipped or refused, and that a number means an item."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from i2i import samples
-from i2i.data import UnpairedFolders, batches, find_folders, list_images, read_rgb, to_tensor
+from i2i.config import Config
+from i2i.data import ImageOptions, batches, list_images, open_dataset, open_training_data, read_image, to_tensor
 from i2i.errors import UsageError
 
 
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def noise(height, width, seed=0, channels=3):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8).squeeze()
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
 
 
 @pytest.fixture
-def folders(tmp_path):
+def root(tmp_path):
     """Three images of A and two of B, of several sizes, one smaller than any crop."""
     for name, sizes in {"trainA": [(40, 50), (9, 7), (64, 33)], "trainB": [(50, 50), (31, 80)]}.items():
-        (tmp_path / name).mkdir()
         for i, size in enumerate(sizes):
-            Image.fromarray(noise(*size, seed=i)).save(tmp_path / name / f"{i}.{'jpg' if i else 'png'}")
-    return tmp_path / "trainA", tmp_path / "trainB"
+            save(tmp_path / name / f"{i}.{'jpg' if i else 'png'}", noise(*size, seed=i))
+    return tmp_path
 
 
-def unpaired(folders, **kw):
-    return UnpairedFolders(*folders, **{"load_size": 40, "crop_size": 32, "flip": True, "seed": 0} | kw)
+def opened(mode, *data, phase="train", batch_size=1, **options):
+    options = ImageOptions(**{"load_size": 40, "crop_size": 32} | options)
+    return open_dataset(mode, tuple(map(str, data)), phase=phase, options=options, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "RGB"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    grey = Image.fromarray(np.repeat(np.linspace(0, 255, 16, dtype=np.uint8)[None], 8, 0))
-    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    grey.convert("RGB").convert(mode).save(path)
-    image = read_rgb(path)
-    assert image.mode == "RGB" and image.size == (16, 8)
-    if mode != "1":  # dithered
-        np.testing.assert_allclose(np.asarray(image)[0, :, 1], np.linspace(0, 255, 16), atol=30 if mode == "P" else 2)
+def whole(path, size=32, channels=3):
+    """What a picture looks like where nothing is left to chance."""
+    image = Image.fromarray(read_image(path, channels).squeeze()).resize((size, size), Image.Resampling.BICUBIC)
+    return to_tensor(np.asarray(image).reshape(size, size, channels))
 
 
-@pytest.mark.parametrize("extension", ["png", "tif"])
-def test_16_bit_keeps_its_range(tmp_path, extension):
-    """Pillow's own conversion would clip everything above 255 to white."""
-    levels = np.linspace(0, 65535, 16).astype(np.uint16)[None].repeat(4, 0)
-    Image.fromarray(levels).save(tmp_path / f"x.{extension}")
-    np.testing.assert_allclose(
-        np.asarray(read_rgb(tmp_path / f"x.{extension}"))[0, :, 0], np.linspace(0, 255, 16), atol=1
-    )
+CALM = {"load_size": 32, "flip": False}  # nothing left to chance but the order
 
 
-def test_a_photograph_taken_sideways_is_turned(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: to be turned by a quarter
-    Image.fromarray(noise(10, 20)).save(tmp_path / "x.jpg", exif=exif)
-    assert read_rgb(tmp_path / "x.jpg").size == (10, 20)
+def same(one, other):
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-def test_values_are_in_minus_one_to_one():
-    x = to_tensor(Image.fromarray(np.array([[[0, 255, 51]]], dtype=np.uint8)))
-    assert x.shape == (3, 1, 1) and x.dtype == torch.float32
-    torch.testing.assert_close(x.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
+# --- finding and skipping
 
 
-def test_crops_have_one_size_whatever_the_images(folders):
-    data = unpaired(folders)
+def test_links_subfolders_and_extensions_in_any_case(tmp_path):
+    save(tmp_path / "elsewhere" / "x.PNG", noise(8, 8))
+    save(tmp_path / "a" / "deep" / "y.Jpeg", noise(8, 8))
+    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    names = [str(picture.path.relative_to(tmp_path / "a")) for picture in list_images(tmp_path / "a").pictures]
+    assert names == ["deep/y.Jpeg", "link/x.PNG"]
+
+
+def test_list_files(root, tmp_path):
+    """In their order, relative to where they lie."""
+    (root / "list.txt").write_text("trainA/2.jpg\n\n  trainA/0.png\n" + str(root / "trainB" / "0.png") + "\n")
+    names = [picture.path for picture in list_images(root / "list.txt").pictures]
+    assert names == [root / "trainA/2.jpg", root / "trainA/0.png", root / "trainB/0.png"]
+    (root / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="bad.txt: neither a picture nor a text file"):
+        list_images(root / "bad.txt")
+    assert [picture.path for picture in list_images(root / "trainA/0.png").pictures] == [root / "trainA/0.png"]
+
+
+def test_unreadable_image_is_named_counted_and_left_out(root, capsys):
+    (root / "trainA" / "broken.png").write_bytes(b"no picture")
+    (root / "list.txt").write_text("trainA/gone.png\ntrainA/0.png")
+    assert [picture.path.name for picture in list_images(root / "trainA").pictures] == ["0.png", "1.jpg", "2.jpg"]
+    assert len(list_images(root / "list.txt").pictures) == 1
+    err = capsys.readouterr().err
+    assert "broken.png" in err and "1 of 4 images skipped" in err and "gone.png" in err and "1 of 2 images" in err
+
+
+def test_image_that_breaks_off_is_named_and_replaced(root, capsys):
+    """A good header and half of the rest: found out only when its turn comes."""
+    path = root / "trainA" / "0.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    data = opened("unaligned", root)
+    for number in range(6):
+        data.item(number)
+    assert data.skipped == {path}
+    assert capsys.readouterr().err.count("0.png") == 1
+    with pytest.raises(UsageError, match="0.png: cannot be read"):  # a translation must not bear another's name
+        opened("single", root / "trainA", phase="test").item(0)
+
+
+def test_folders_that_cannot_be_used(root, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="empty: no images in it"):
+        list_images(empty)
+    (empty / "x.png").write_bytes(b"")
+    with pytest.raises(UsageError, match="none of its 1 images can be read"):
+        list_images(empty)
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        opened("unaligned", root / "nowhere")
+    with pytest.raises(UsageError, match="nowhere: no such folder of images, nor a file that lists them"):
+        opened("single", root / "nowhere")
+    with pytest.raises(UsageError, match="has no folder trainA"):
+        opened("unaligned", empty)
+    with pytest.raises(UsageError, match="has no folder train: put .*side by side"):
+        opened("aligned", root)
+    for mode in ("unaligned", "aligned", "singleimage"):
+        with pytest.raises(UsageError, match="data must be one folder or two, got 3"):
+            opened(mode, root, root, root)
+    with pytest.raises(UsageError, match="data must be one folder for dataset_mode single, got 2"):
+        opened("single", root, root)
+    with pytest.raises(UsageError, match="unaligned, aligned, single, singleimage; got alligned .did you mean aligned"):
+        opened("alligned", root)
+
+
+def test_what_cannot_be_given_is_refused_before_anything_runs(root):
+    with pytest.raises(UsageError, match="trainA/0.png: 4 channels asked for"):
+        opened("unaligned", root, input_nc=4)
+    with pytest.raises(UsageError, match="trainA/1.jpg: 7 x 9 pixels, smaller than the crop of 32"):
+        opened("unaligned", root, preprocess="crop")
+
+
+# --- unaligned
+
+
+def test_items_have_one_size_whatever_the_images(root):
+    data = opened("unaligned", root, input_nc=1)
     assert len(data) == 3
     for number in range(6):
-        for image in data.pair(number):
-            assert image.shape == (3, 32, 32) and image.min() >= -1 and image.max() <= 1
+        a, b = data.item(number)
+        assert a.shape == (1, 32, 32) and b.shape == (3, 32, 32)
+        assert min(a.min(), b.min()) >= -1 and max(a.max(), b.max()) <= 1
 
 
-def test_crop_is_bicubic_resize_then_window(folders):
-    """One image on each side, no flip: every crop is some window of the image resized to 40 x 40."""
-    for folder in folders:
-        for path in sorted(folder.iterdir())[1:]:
-            path.unlink()
-    resized = to_tensor(read_rgb(folders[0] / "0.png").resize((40, 40), Image.Resampling.BICUBIC))
-    data = unpaired(folders, flip=False)
-    windows = [resized[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
-    found = {next(i for i, w in enumerate(windows) if torch.equal(w, data.pair(n)[0])) for n in range(12)}
-    assert len(found) > 4
-    flipped = unpaired(folders)
-    mirrors = sum(any(torch.equal(w.flip(2), flipped.pair(n)[0]) for w in windows) for n in range(20))
+def test_crop_is_bicubic_resize_then_window(root):
+    places = root / "trainA" / "0.png", root / "trainB"
+    resized = whole(places[0], 40)
+    windows = [resized[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
+    data = opened("unaligned", *places, flip=False)
+    found = {next(i for i, w in enumerate(windows) if torch.equal(w, data.item(n)[0])) for n in range(12)}
+    assert len(found) > 8
+    flipped = opened("unaligned", *places)
+    mirrors = sum(any(torch.equal(w.flip(2), flipped.item(n)[0]) for w in windows) for n in range(20))
     assert 3 <= mirrors <= 17
 
 
-def test_full_view_while_the_rate_falls(folders):
-    data = unpaired(folders, flip=False, full_view_from=3)
-    whole = {
-        path.name: to_tensor(read_rgb(path).resize((32, 32), Image.Resampling.BICUBIC)) for path in folders[0].iterdir()
+def test_full_view_while_the_rate_falls(root):
+    data = opened("unaligned", root, flip=False)
+    data.full_view_from = 3
+    views = [whole(path) for path in (root / "trainA").iterdir()]
+    shown = [any(torch.equal(data.item(number)[0], view) for view in views) for number in range(6)]
+    assert shown == [False] * 3 + [True] * 3
+
+
+def test_a_pass_shows_every_image_of_the_larger_folder(root):
+    data = opened("unaligned", root, **CALM)
+    passes = [[data.item(n)[0].sum().item() for n in range(3 * i, 3 * i + 3)] for i in range(8)]
+    assert len(set(passes[0])) == 3 and all(set(one) == set(passes[0]) for one in passes)
+    assert len({tuple(one) for one in passes}) > 2  # in a new order each time
+    swapped = opened("unaligned", root, direction="BtoA", **CALM)
+    first = [swapped.item(n)[0].sum().item() for n in range(3)]
+    assert len(set(first)) == 2  # the smaller folder goes round
+
+
+def test_partners_are_drawn_at_random_or_in_turn(root):
+    data = opened("unaligned", root, **CALM)
+    a, b = ([whole(path) for path in sorted((root / name).iterdir())] for name in ("trainA", "trainB"))
+    partners = {
+        (a_i, b_i) for n in range(60) for a_i in range(3) for b_i in range(2) if same(data.item(n), (a[a_i], b[b_i]))
     }
-    for number in range(3, 6):
-        assert any(torch.equal(data.pair(number)[0], image) for image in whole.values())
+    assert len(partners) == 6
+    serial = opened("unaligned", root, serial_batches=True, **CALM)
+    assert all(same(serial.item(n), (a[n % 3], b[n % 3 % 2])) for n in range(7))
+    swapped = opened("unaligned", root, serial_batches=True, direction="BtoA", **CALM)
+    assert all(same(swapped.item(n), (b[n % 3 % 2], a[n % 3])) for n in range(7))
 
 
-def test_a_pass_shows_every_image_of_the_larger_folder(folders):
-    data = unpaired(folders, load_size=32, flip=False)
-    first = {data.pair(n)[0].sum().item() for n in range(3)}
-    assert len(first) == 3 and first == {data.pair(n)[0].sum().item() for n in range(3, 6)}
+def test_direction_swaps_folders_and_channels(root):
+    data = opened("unaligned", root, direction="BtoA", input_nc=1, serial_batches=True, **CALM)
+    assert same(data.item(0), (whole(root / "trainB/0.png", channels=1), whole(root / "trainA/0.png")))
 
 
-def test_pairs_depend_on_seed_and_number_only(folders):
-    a, b = unpaired(folders), unpaired(folders)
+def test_items_depend_on_seed_and_number_only(root):
+    one, other = opened("unaligned", root), opened("unaligned", root)
     for number in (5, 0, 3):
-        assert all(torch.equal(x, y) for x, y in zip(a.pair(number), b.pair(number), strict=True))
-    other = unpaired(folders, seed=1)
-    assert not all(torch.equal(a.pair(n)[0], other.pair(n)[0]) for n in range(4))
+        assert same(one.item(number), other.item(number))
+    seeded = opened("unaligned", root, seed=1)
+    assert not all(torch.equal(one.item(n)[0], seeded.item(n)[0]) for n in range(4))
+
+
+def test_max_dataset_size(root):
+    assert len(opened("unaligned", root, max_dataset_size=2)) == 2
+    assert len(opened("single", root / "trainA", max_dataset_size=1)) == 1
+
+
+def test_test_phase_is_in_order_whole_and_falls_back_to_val(root):
+    for name in ("valA", "valB"):
+        (root / name.replace("val", "train")).rename(root / name)
+    with pytest.raises(UsageError, match="has no folder trainA"):
+        opened("unaligned", root)
+    data = opened("unaligned", root, phase="test")
+    assert same(data.item(1), (whole(root / "valA/1.jpg"), whole(root / "valB/1.jpg")))
+    save(root / "testA/t.png", noise(40, 40, 7))
+    save(root / "testB/t.png", noise(40, 40, 8))
+    assert len(opened("unaligned", root, phase="test")) == 1
+
+
+@pytest.mark.parametrize("mode", ["resize_and_crop", "scale_shortside_and_crop", "none", "zoom"])
+def test_preview_is_a_batch_of_calm_pictures(root, mode):
+    data = opened("unaligned", root, preprocess=mode)
+    data.full_view_from = 1
+    a, b = data.preview(2)
+    assert a.shape == b.shape == (2, 3, 32, 32) and same(data.preview(2), (a, b))
+    assert len(data.preview(99)[0]) == 3
+    if mode == "resize_and_crop":
+        assert torch.equal(a[1], whole(root / "trainA/1.jpg"))
+    save(root / "testA/t.png", noise(40, 40, 7))
+    save(root / "testB/t.png", noise(40, 40, 8))
+    a, b = opened("unaligned", root, preprocess=mode).preview(2)
+    assert len(a) == len(b) == 1
+    if mode == "resize_and_crop":
+        assert same((a[0], b[0]), (whole(root / "testA/t.png"), whole(root / "testB/t.png")))
+
+
+def test_small_test_pictures_do_not_stop_training(root):
+    """They are scaled for the preview, whatever is cut in training."""
+    for name in ("A", "B"):
+        save(root / f"train{name}/1.jpg", noise(40, 40))
+        save(root / f"test{name}/t.png", noise(20, 20, 7))
+    data = opened("unaligned", root, preprocess="crop")
+    assert data.preview(1)[0].shape == (1, 3, 32, 32)
+
+
+# --- aligned
+
+
+def side_by_side(root, count=3, width=48, seed=0):
+    """B is the negative of A, so that a pair tells whether it was cut alike."""
+    for i in range(count):
+        a = noise(40, width, seed + i)
+        save(root / "train" / f"{i}.png", np.concatenate([a, 255 - a], axis=1))
+    return root
+
+
+@pytest.mark.parametrize("mode", ["resize_and_crop", "crop", "trim", "zoom", "patch", "scale_width_and_crop"])
+def test_pairs_are_cut_and_mirrored_alike(tmp_path, mode):
+    data = opened("aligned", side_by_side(tmp_path), preprocess=mode)
+    assert len(data) == 3 and "3 pairs, side by side" in data.describe()
+    crops = set()
+    for number in range(8):
+        a, b = data.item(number)
+        # a negative stays one through the filter, but for rounding up or down by a level in each pass
+        torch.testing.assert_close(a, -b, atol=2.1 / 127.5, rtol=0)
+        crops.add(a.sum().item())
+    assert len(crops) == 8
+
+
+def test_left_is_a_and_direction_swaps(tmp_path):
+    path = save(tmp_path / "train" / "x.png", np.concatenate([noise(32, 32, 0), noise(32, 32, 1)], axis=1))
+    left, right = to_tensor(read_image(path)[:, :32]), to_tensor(read_image(path)[:, 32:])
+    assert same(opened("aligned", tmp_path, **CALM).item(0), (left, right))
+    assert same(opened("aligned", tmp_path, direction="BtoA", **CALM).item(0), (right, left))
+    a, b = opened("aligned", tmp_path, direction="BtoA", input_nc=1, **CALM).item(0)
+    assert torch.equal(a, to_tensor(read_image(path, 1)[:, 32:])) and torch.equal(b, left)
+
+
+def test_odd_width_is_refused(tmp_path):
+    side_by_side(tmp_path)
+    save(tmp_path / "train" / "odd.png", noise(40, 95))
+    with pytest.raises(UsageError, match="odd.png: 95 pixels wide"):
+        opened("aligned", tmp_path)
+
+
+def test_halves_smaller_than_the_crop_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="0.png: 30 x 40 pixels, smaller"):
+        opened("aligned", side_by_side(tmp_path, width=30), preprocess="crop")
+
+
+def paired(root):
+    for name in ("one", "sub/two"):
+        a = noise(40, 48, len(name))
+        save(root / "photos" / f"{name}.png", a)
+        save(root / "maps" / f"{name}.bmp", 255 - a)
+    return root / "photos", root / "maps"
+
+
+def test_two_folders_pair_by_name(tmp_path):
+    data = opened("aligned", *paired(tmp_path))
+    assert len(data) == 2
+    for number in range(4):
+        a, b = data.item(number)
+        torch.testing.assert_close(a, -b, atol=2.1 / 127.5, rtol=0)
+    a, b = opened("aligned", *paired(tmp_path), direction="BtoA", serial_batches=True, **CALM).item(0)
+    assert torch.equal(a, whole(tmp_path / "maps/one.bmp"))
+
+
+def test_pairs_that_are_none(tmp_path, capsys):
+    a, b = paired(tmp_path)
+    extra = save(a / "three.png", noise(40, 48))
+    with pytest.raises(UsageError, match=r"three.png has no partner in .*maps \(1 of 3 have none\)"):
+        opened("aligned", a, b)
+    (b / "three.png").write_bytes(b"no picture")  # left out, and its partner with it
+    assert len(opened("aligned", a, b)) == 2 and "three.png" in capsys.readouterr().err
+    save(b / "three.png", noise(40, 50))
+    with pytest.raises(UsageError, match="three.png is 48 x 40 and its partner .*three.png 50 x 40 pixels"):
+        opened("aligned", a, b)
+    save(a / "three.jpg", noise(40, 48))
+    with pytest.raises(UsageError, match="three.jpg and .*three.png have one name"):
+        opened("aligned", a, b)
+    assert extra.exists()
+
+
+def test_two_lists_pair_line_by_line(tmp_path):
+    a, b = paired(tmp_path)
+    (tmp_path / "a.txt").write_text("photos/one.png\nphotos/sub/two.png\n")
+    (tmp_path / "b.txt").write_text("maps/sub/two.bmp\nmaps/one.bmp\n")
+    data = opened("aligned", tmp_path / "a.txt", tmp_path / "b.txt", serial_batches=True, **CALM)
+    assert same(data.item(0), (whole(a / "one.png"), whole(b / "sub/two.bmp")))
+    (tmp_path / "b.txt").write_text("maps/one.bmp\n")
+    with pytest.raises(UsageError, match="a.txt lists 2 images, .*b.txt 1"):
+        opened("aligned", tmp_path / "a.txt", tmp_path / "b.txt")
+
+
+def test_aligned_list_and_test_folder(tmp_path):
+    side_by_side(tmp_path)
+    (tmp_path / "list.txt").write_text("train/2.png")
+    assert len(opened("aligned", tmp_path / "list.txt")) == 1
+    (tmp_path / "val").mkdir()
+    save(tmp_path / "val" / "v.png", noise(40, 64, 9))
+    assert len(opened("aligned", tmp_path, phase="test")) == 1
+    assert len(opened("aligned", tmp_path).preview(9)[0]) == 1
+
+
+# --- single images
+
+
+def test_single_folder(root):
+    data = opened("single", root / "trainA", phase="test", input_nc=1)
+    assert len(data) == 3
+    for number, path in enumerate(sorted((root / "trainA").iterdir())):
+        assert same(data.item(number), (whole(path, channels=1),))
+
+
+def test_single_image_is_a_hundred_thousand_crops(tmp_path):
+    for name in ("trainA", "trainB"):
+        save(tmp_path / name / "x.png", noise(120, 160, len(name)))
+    data = opened("singleimage", tmp_path, preprocess="zoom_and_patch", batch_size=4)
+    assert len(data) == 100_000
+    items = [data.item(number) for number in range(8)]
+    assert all(a.shape == b.shape == (3, 32, 32) for a, b in items) and same(data.item(5), items[5])
+    assert len({image.sum().item() for item in items for image in item}) == 16
+    assert same([image[1] for image in data.preview(2)], items[1])
+    test = opened("singleimage", tmp_path, preprocess="zoom_and_patch", phase="train")
+    assert not same(test.item(1), items[1])  # of another batch
+    save(tmp_path / "testA" / "x.png", noise(50, 62))
+    save(tmp_path / "testB" / "x.png", noise(50, 62))
+    test = opened("singleimage", tmp_path, preprocess="zoom_and_patch", phase="test")
+    assert len(test) == 1 and test.item(0)[0].shape == (3, 48, 64)
+    save(tmp_path / "trainB" / "y.png", noise(120, 160))
+    with pytest.raises(UsageError, match="trainB: exactly one image wanted, found 2"):
+        opened("singleimage", tmp_path)
+
+
+def test_a_batch_has_one_zoom_and_patches_of_different_places(tmp_path):
+    """A gradient tells where a patch is from and how much it was zoomed."""
+    down, across = np.mgrid[:250, :250].astype(np.uint8)
+    for name in ("trainA", "trainB"):
+        save(tmp_path / name / "x.png", np.stack([down, across, across], axis=-1))
+    data = opened("singleimage", tmp_path, preprocess="zoom_and_patch", batch_size=8, flip=False)
+    zooms = []
+    for batch in range(8):
+        items = [data.item(8 * batch + i) for i in range(8)]
+        of_batch = []
+        for patches in zip(*items):
+            patches = [(patch + 1) * 127.5 for patch in patches]
+            steps = np.array([[p[0, 28, 9] - p[0, 4, 9], p[1, 9, 28] - p[1, 9, 4]] for p in patches]) / 24
+            # pixels of the picture per pixel of the patch: 1 unzoomed to 3 at a third; 8 bits, rounded, over 24 pixels
+            assert np.ptp(steps, axis=0).max() < 0.1 and 0.95 < steps.min() and steps.max() < 3.1
+            of_batch.append(steps.mean(0))
+            cells = int(min(250 / steps[0]) // 32) ** 2  # at least
+            middles = [tuple(p[:2, 16, 16].round().tolist()) for p in patches]
+            assert len(set(middles)) >= min(8, cells)
+        zooms += of_batch
+    zooms = np.array(zooms)
+    assert len(np.unique(zooms.round(1), axis=0)) >= 14 and np.ptp(zooms) > 1  # each batch and side has its own,
+    assert np.abs(zooms[:, 0] - zooms[:, 1]).max() > 0.5  # and each axis
+
+
+# --- batches
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_batches_come_in_order(folders, threads):
-    data = unpaired(folders)
+def test_batches_come_in_order(root, threads):
+    data = opened("unaligned", root)
     got = list(batches(data, 2, first=3, last=9, threads=threads))
     assert len(got) == 6
-    for step, (a, b) in zip(range(3, 9), got, strict=True):
+    for step, batch in zip(range(3, 9), got, strict=True):
         for i in range(2):
-            want_a, want_b = data.pair(2 * step + i)
-            assert torch.equal(a[i], want_a) and torch.equal(b[i], want_b)
+            assert same([images[i] for images in batch], data.item(2 * step + i))
 
 
-def test_unreadable_image_is_named_counted_and_left_out(folders, capsys):
-    (folders[0] / "broken.png").write_bytes(b"no picture")
-    assert [p.name for p in list_images(folders[0])] == ["0.png", "1.jpg", "2.jpg"]
-    err = capsys.readouterr().err
-    assert "broken.png" in err and "1 of 4 images skipped" in err
+class Numbers:
+    """Items that are their numbers."""
+
+    def item(self, number):
+        return (torch.tensor([[[float(number)]]]),)
 
 
-def test_image_that_breaks_off_is_named_and_replaced(folders, capsys):
-    """A good header and half of the rest: found out only when its turn comes."""
-    path = folders[0] / "0.png"
-    path.write_bytes(path.read_bytes()[:2000])
-    data = unpaired(folders)
-    for number in range(6):
-        data.pair(number)
-    assert data.skipped == {path}
-    assert capsys.readouterr().err.count("0.png") == 1
+def test_processes_share_a_step():
+    shares = [[batch[0].flatten().tolist() for batch in batches(Numbers(), 2, 1, 3, rank=r, world=3)] for r in range(3)]
+    assert shares == [[[6, 7], [12, 13]], [[8, 9], [14, 15]], [[10, 11], [16, 17]]]
 
 
-def test_folders_that_cannot_be_used(tmp_path, folders):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: no images in it"):
-        list_images(tmp_path / "empty")
-    (tmp_path / "empty" / "x.png").write_bytes(b"")
-    with pytest.raises(UsageError, match="none of its 1 images can be read"):
-        list_images(tmp_path / "empty")
-    with pytest.raises(UsageError, match="nowhere: no such folder"):
-        find_folders((str(tmp_path / "nowhere"),))
-    with pytest.raises(UsageError, match="has no folder trainA"):
-        find_folders((str(tmp_path / "empty"),))
-    assert find_folders((str(tmp_path),)) == folders
-    assert find_folders(("x", "y")) == tuple(map(type(tmp_path), ("x", "y")))
+def test_errors_of_workers_come_out_with_their_words(root):
+    data = opened("unaligned", root, preprocess="none")
+    with pytest.raises(UsageError, match="one size, got .*use batch_size 1, or a preprocess that crops"):
+        list(batches(data, 3, 0, 4))
+    for path in (root / "trainB").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="trainB: none of its 2 images can be read"):
+        list(batches(opened("unaligned", root), 1, 0, 4))
 
 
-def test_sample_photographs_load_without_network(monkeypatch):
-    import socket
+def test_interrupted_while_it_waits():
+    """Ctrl-C ends it at once, though workers have plenty to do."""
+    program = """
+import time
+from i2i.data import batches
+class Slow:
+    def item(self, number):
+        print("begun", flush=True)
+        time.sleep(0.3)
+        return ()
+try:
+    for batch in batches(Slow(), 1, 0, 1000):
+        pass
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ})
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    assert "interrupted" in child.communicate(timeout=60)[0]
+    assert time.monotonic() - start < 5  # two rounds of four workers; a thousand items would take 75 s
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("tried to open a connection")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    data = samples.SamplePhotographs(64, True, 0)
-    a, b = data.pair(7)
-    assert a.shape == b.shape == (3, 64, 64)
-    assert all(torch.equal(x, y) for x, y in zip(data.pair(7), (a, b), strict=True))
-    for picture, truth in zip(data.test_a, data.test_truth, strict=True):
-        assert picture.shape == truth.shape and picture.shape[1] % 4 == picture.shape[2] % 4 == 0
-        assert torch.equal(truth, samples.stylise(picture))
+# --- the run's own data
 
 
-def test_held_out_parts_are_never_shown():
-    """The held-out columns start where the training part ends."""
-    data = samples.SamplePhotographs(64, True, 0)
-    for name, train, test in zip(samples.A, data.train_a, data.test_a, strict=True):
-        assert torch.equal(torch.cat([train, test], 2), samples.photograph(name))
-    assert not set(samples.A) & set(samples.B)
-
-
-def test_stylise_is_monotone_in_luminance_and_ends_on_its_stops():
-    ramp = torch.linspace(-1, 1, 65).expand(3, 1, 65)
-    styled = samples.stylise(ramp)
-    assert (styled.diff(dim=2) >= 0).all()
-    for place, stop in zip((0, 32, 64), samples.STOPS, strict=True):
-        torch.testing.assert_close((styled[:, 0, place] + 1) * 127.5, torch.tensor(stop).float(), atol=1e-3, rtol=0)
+def test_training_data_from_a_configuration(root):
+    config = Config(data=(str(root),), load_size=40, crop_size=32, input_nc=1, max_dataset_size=2, seed=3)
+    data = open_training_data(config)
+    assert len(data) == 2 and data.options.seed == 3 and data.item(0)[0].shape == (1, 32, 32)
+    assert len(open_training_data(Config(crop_size=32))) == 50
+    with pytest.raises(UsageError, match="input_nc 3, output_nc 3 and direction AtoB"):
+        open_training_data(Config(crop_size=32, direction="BtoA"))

@@ -1,0 +1,29 @@
+"""Where, and by which implementation of the fused operators, a command computes."""
+
+from __future__ import annotations
+
+import torch
+
+from i2i.config import suggestion
+from i2i.errors import UsageError
+
+IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" (a GPU if there is one) or torch's name of a device. UsageError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)  # also finds out whether the device is there
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"device {name}: {reason}; without a GPU, leave it out or take cpu") from None
+
+
+def check_impl(name: str) -> str:
+    """`name`, if it is an implementation's. Whether it runs here is found out by the operators."""
+    if name not in IMPLS:
+        raise UsageError(f"impl must be one of {', '.join(IMPLS)}, got {name}{suggestion(name, IMPLS)}")
+    return name

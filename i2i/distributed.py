@@ -1,0 +1,108 @@
+"""Several processes train one model, started by torchrun: each takes its share of the batch, gradients are averaged.
+
+Not torch's DistributedDataParallel: it prepares one backward pass per forward pass, and a step of these methods takes
+several losses back one by one to keep one graph in memory at a time. The average is taken once, before the update.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from i2i.errors import UsageError
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[torch.device]:
+    """Join the other processes, if torchrun started this one. Yields the device of this one."""
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if device.index is not None or local >= torch.cuda.device_count():
+            raise UsageError(
+                f"device must be cuda, without a number, and {local + 1} or more of them visible under torchrun; "
+                f"got {device} with {torch.cuda.device_count()}"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Gradients := their mean over all processes, in one transfer for each dtype."""
+    if world() == 1:
+        return
+    gradients: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradients.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for group in gradients.values():
+        average(group)
+
+
+def average(tensors: list[Tensor]) -> None:
+    """Tensors of one dtype := their mean over all processes, in place."""
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
+
+
+@torch.no_grad()
+def same_everywhere(tensors: Iterable[Tensor]) -> None:
+    """Tensors := those of the first process."""
+    if world() > 1:
+        for tensor in tensors:
+            held = tensor.contiguous()
+            dist.broadcast(held, 0)
+            tensor.copy_(held)
+
+
+def agree(*values: int) -> tuple[int, ...]:
+    """The largest of every value over all processes: what one of them has to do, all do, at the same step."""
+    if world() == 1:
+        return values
+    largest = torch.tensor(values)  # on the CPU: no transfer waits for the device's queue
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return tuple(largest.tolist())
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's `value`, in order of rank."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Every process's `rows`, in order of rank, one after the other; as many from each."""
+    if world() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)

@@ -1,0 +1,211 @@
+"""How good translated images are: FID and KID between folders, PSNR and SSIM of pairs; `i2i evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from i2i.data.folders import list_images, pair
+from i2i.data.images import UNREADABLE, Picture, one_line, read_image
+from i2i.devices import choose_device
+from i2i.errors import UsageError
+from i2i.files import write_atomically
+
+HELP = "score translations: FID, KID, and PSNR and SSIM where the true answers are known"
+METRICS = ("fid", "kid", "psnr", "ssim")
+DISTANCES = ("fid", "kid")  # between sets; the others compare pairs
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's file: the original FID network's weights
+INSTALL = "pip install torch-fidelity"
+FEATURES = 2048
+
+
+class Images(Dataset):
+    """uint8 RGB tensors (3, H, W), as torch-fidelity wants them."""
+
+    def __init__(self, pictures: list[Picture]):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(read_rgb(self.pictures[index].path).copy()).permute(2, 0, 1)
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8; 16 bits are rounded to 8. UsageError when there is no picture to be had from the file."""
+    try:
+        pixels = read_image(path, 3)
+    except UNREADABLE as error:
+        raise UsageError(f"{path}: cannot be read ({one_line(error)})") from None
+    return pixels if pixels.dtype == np.uint8 else pixels.round().astype(np.uint8)
+
+
+def distances(
+    real: list[Picture], fake: list[Picture], wanted: tuple[str, ...], weights: Path | None, device: torch.device
+) -> dict[str, float]:
+    """FID and/or KID, by torch-fidelity: Inception features of the original FID network, TensorFlow's resizing.
+
+    KID is the mean and the standard deviation over 100 random subsets of 1000 images. Of a smaller folder each subset
+    is the whole, and the deviation says nothing.
+
+    Args:
+        real, fake: images, at least 2 each.
+        wanted: of "fid" and "kid".
+        weights: torch-fidelity's file of Inception weights; None lets it download them.
+
+    Raises:
+        UsageError: torch-fidelity is missing, or the weights are.
+    """
+    if min(len(real), len(fake)) < 2:
+        raise UsageError(f"{' and '.join(wanted)} need at least 2 images on each side, got {len(real)} and {len(fake)}")
+    if weights is not None:
+        check_weights(weights)
+    try:
+        import torch_fidelity
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+        raise UsageError(
+            f"{' and '.join(wanted)} need torch-fidelity, which cannot be loaded ({error}): {INSTALL}"
+        ) from None
+    sizes = {(picture.width, picture.height) for picture in (*real, *fake)}
+    try:
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            found = torch_fidelity.calculate_metrics(
+                input1=Images(fake),
+                input2=Images(real),
+                cuda=device.type == "cuda",
+                batch_size=32 if len(sizes) == 1 else 1,
+                fid="fid" in wanted,
+                kid="kid" in wanted,
+                kid_subset_size=min(1000, len(real), len(fake)),
+                feature_extractor_weights_path=None if weights is None else str(weights),
+                cache=False,  # it knows data sets by name, and would take an old result for a new one
+                save_cpu_ram=True,  # read in this process: its four others outnumber the cores of a small machine
+                verbose=False,
+            )
+    except URLError as error:
+        raise UsageError(
+            f"the Inception weights could not be downloaded ({error}): get {WEIGHTS} from torch-fidelity's releases "
+            "and name it with --inception"
+        ) from None
+    names = {
+        "frechet_inception_distance": "fid",
+        "kernel_inception_distance_mean": "kid",
+        "kernel_inception_distance_std": "kid_std",
+    }
+    return {names[name]: float(value) for name, value in found.items()}
+
+
+def check_weights(path: Path) -> None:
+    """torch-fidelity would run whatever code a pickle names; only a plain file of the right tensors reaches it."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file of Inception weights (wanted: torch-fidelity's {WEIGHTS})")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        fits = state["fc.weight"].shape == (1008, FEATURES)  # 1008 classes: the original network, not torchvision's
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise UsageError(f"{path}: not the weights of the FID network (wanted: torch-fidelity's {WEIGHTS})")
+
+
+def psnr(real: np.ndarray, fake: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 images; infinite for equal ones."""
+    error = float(np.square(real.astype(np.float64) - fake).mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def ssim(real: np.ndarray, fake: np.ndarray) -> float:
+    """Structural similarity of two uint8 images (H, W, 3), sides at least 11 pixels, with the Gaussian window of Wang
+    et al. (2004), mean over channels."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError:
+        raise UsageError("ssim needs scikit-image: pip install scikit-image") from None
+    if min(real.shape[:2]) < 11:
+        raise UsageError(f"ssim needs sides of at least 11 pixels, got {real.shape[1]} x {real.shape[0]}")
+    return float(
+        structural_similarity(
+            real, fake, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+    )
+
+
+def compare_pairs(pairs: list[tuple[Picture, Picture]], wanted: tuple[str, ...]) -> dict[str, float]:
+    """Means of "psnr" and/or "ssim" over pairs (real, translated)."""
+    values: dict[str, list[float]] = {name: [] for name in wanted}
+    for a, b in pairs:
+        real, fake = read_rgb(a.path), read_rgb(b.path)
+        if real.shape != fake.shape:
+            raise UsageError(
+                f"{b.path} is {b.width} x {b.height}, but {a.path} is {a.width} x {a.height}; pairs must have one size"
+            )
+        for name in wanted:
+            values[name].append({"psnr": psnr, "ssim": ssim}[name](real, fake))
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--real", type=Path, required=True, metavar="DIR", help="images of the target domain, or the true answers")
+    add("--fake", type=Path, required=True, metavar="DIR", help="translated images")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        default=list(DISTANCES),
+        metavar="NAME",
+        help="fid and kid (default; torch-fidelity), psnr and ssim of images of one name (ssim: scikit-image)",
+    )
+    add("--inception", type=Path, metavar="FILE", help=f"{WEIGHTS} (default: torch-fidelity downloads it)")
+    add("--output", type=Path, metavar="FILE", help="write the numbers as JSON, too")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    device = choose_device(args.device)
+    real, fake = list_images(args.real), list_images(args.fake)
+    result: dict[str, Any] = {"real": str(args.real), "fake": str(args.fake)}
+    result |= {"real_images": len(real.pictures), "fake_images": len(fake.pictures)}
+    in_pairs = tuple(name for name in METRICS if name in args.metrics and name not in DISTANCES)
+    between = tuple(name for name in DISTANCES if name in args.metrics)
+    if in_pairs:
+        result |= compare_pairs(pair(real, fake), in_pairs)
+    if between:
+        if min(len(real.pictures), len(fake.pictures)) < FEATURES:
+            print(
+                f"fewer than {FEATURES} images: FID is biased upwards and comparable only between runs with the same "
+                "numbers of images; KID is not biased",
+                file=sys.stderr,
+            )
+        result |= distances(real.pictures, fake.pictures, between, args.inception, device)
+    print(table(result))
+    if args.output is not None:
+        # JSON has no infinity: the PSNR of equal images is null
+        finite = {name: None if value == math.inf else value for name, value in result.items()}
+        write_atomically(args.output, (json.dumps(finite, indent=2) + "\n").encode())
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{result['fake_images']} translated images, {result['real_images']} real ones"]
+    if "fid" in result:
+        lines.append(f"FID   {result['fid']:.2f}")
+    if "kid" in result:
+        lines.append(f"KID   {result['kid']:.5f} (standard deviation over subsets: {result['kid_std']:.5f})")
+    if "psnr" in result:
+        lines.append(f"PSNR  {result['psnr']:.2f} dB")
+    if "ssim" in result:
+        lines.append(f"SSIM  {result['ssim']:.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,334 @@
+"""CUT: contrastive learning for unpaired image-to-image translation (Park, Efros, Zhang, Zhu; ECCV 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import kernels
+from i2i.config import NetworkConfig
+from i2i.errors import UsageError
+from i2i.losses import GANLoss, discriminator_loss, wide
+from i2i.methods.base import Method, frozen
+from i2i.methods.negatives import ExternalNegatives
+from i2i.networks import (
+    NCE_LAYERS,
+    SampledFeatures,
+    TappedGenerator,
+    discriminator,
+    feature_network,
+    generator,
+    init_weights,
+)
+
+# Of the contrastive loss, for each tapped layer: rows of the source, and the positions of what is compared with them in
+# the translation. None instead of positions: whole maps (`feature_network`="reshape").
+Keys = tuple[list[Tensor], list[Tensor] | None]
+
+
+@dataclass
+class CUTConfig(NetworkConfig):
+    init_type: str = "xavier"
+    antialias: bool = True  # blur before the generator and discriminator halve a map ...
+    antialias_up: bool = True  # ... and as the generator doubles one
+    lambda_gan: float = 1.0
+    lambda_nce: float = 1.0  # 0: no contrastive loss, and no network F
+    nce_idt: bool = True  # B through G, contrasted with itself
+    nce_layers: tuple[int, ...] = NCE_LAYERS
+    feature_network: str = "mlp_sample"  # published netF: mlp_sample, sample or reshape
+    feature_width: int = 256  # of mlp_sample's rows
+    num_patches: int = 256
+    temperature: float = 0.07
+    flip_equivariance: bool = False  # half the steps translate mirrored images and compare with the unmirrored
+    contrast: str = "nce"  # nce, dcl, monce or hdce: see CUT.contrast
+    negatives: str = (
+        "image"  # patches that are wrong answers: of the same image, the minibatch, or external (past images)
+    )
+    queue_size: int = 16384  # patches of past images kept for each layer, with negatives="external"
+    monce_eps: float = 1.0  # published default; 0.1 is what MoNCE's horse2zebra script takes
+    hdce_gamma: float = 10.0  # constant; published runs lower it to this while they train, from 50 for instance
+    lambda_src: float = 0.05  # of hDCE's companion, the semantic relation loss
+    published_order: bool = False  # encode the sources of the contrastive loss again instead of keeping their patches
+
+    SAMPLE: ClassVar[dict[str, Any]] = NetworkConfig.SAMPLE | {"num_patches": 64}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "feature_width", "num_patches", "queue_size")
+        self.at_least(0, "lambda_gan", "lambda_nce", "lambda_src")
+        for name in ("temperature", "monce_eps", "hdce_gamma"):
+            self.require(getattr(self, name) > 0, name, "above 0")
+        self.one_of("feature_network", ("mlp_sample", "sample", "reshape"))
+        self.one_of("contrast", ("nce", "dcl", "monce", "hdce"))
+        self.one_of("negatives", ("image", "minibatch", "external"))
+        self.require(
+            self.generator.startswith(("resnet_", "stylegan2")),
+            "generator",
+            "a resnet or stylegan2 (the contrastive loss looks into its layers, which a U-Net does not show)",
+        )
+        self.require(self.crop_size >= 32 and self.crop_size % 4 == 0, "crop_size", "a multiple of 4, at least 32")
+        if self.discriminator == "stylegan2":
+            power = self.crop_size & (self.crop_size - 1) == 0
+            self.require(power, "crop_size", "a power of two with discriminator=stylegan2, which judges one size")
+        if self.lambda_nce > 0:
+            self.check_contrast()
+
+    @property
+    def translates_b(self) -> bool:
+        """Whether G sees B too, for the contrastive identity loss."""
+        return self.nce_idt and self.lambda_nce > 0
+
+    def check_contrast(self) -> None:
+        self.require(
+            self.input_nc == self.output_nc, "output_nc", f"input_nc ({self.input_nc}): the encoder reads both domains"
+        )
+        if self.feature_network != "reshape":  # which always gives 16 rows
+            places = (self.crop_size // 4) ** 2  # of the smallest tapped maps
+            self.require(self.num_patches <= places, "num_patches", f"at most {places}, (crop_size / 4) squared")
+            alone = self.num_patches * (self.batch_size if self.negatives == "minibatch" else 1) == 1
+            self.require(
+                self.negatives == "external" or not alone, "num_patches", "2 or more: the others are the negatives"
+            )
+        if self.contrast in ("monce", "hdce"):
+            self.require(
+                self.negatives == "image",
+                "negatives",
+                f"image with contrast={self.contrast}, which weighs the patches of an image against each other",
+            )
+        if self.negatives == "external":
+            self.require(
+                self.feature_network == "mlp_sample",
+                "feature_network",
+                "mlp_sample with negatives=external, which follows its weights",
+            )
+
+
+class CUT(Method):
+    """G translates domain A to B, D tells real from translated, F projects G's features for the contrastive loss."""
+
+    name = "cut"
+    title = "unpaired, by contrast between patches (Park et al., ECCV 2020)"
+    Config = CUTConfig
+    full_view_in_decay = True
+
+    config: CUTConfig
+    G: TappedGenerator
+    D: nn.Module
+    F: SampledFeatures
+
+    def __init__(self, config: CUTConfig, device: torch.device | str = "cpu", impl: str = "auto"):
+        super().__init__(config, device, impl)
+        # Flips, places of patches, mixtures of the gradient penalty.
+        self.rngs["step"] = torch.Generator().manual_seed(config.seed)
+        self.external: ExternalNegatives | None = None
+        if config.lambda_nce and config.negatives == "external":
+            shape = len(config.nce_layers), config.queue_size, config.feature_width
+            self.external = ExternalNegatives(self.G, self.F, 1 + config.nce_idt, shape, self.rngs["step"], self.device)
+
+    def build(self) -> dict[str, nn.Module]:
+        config = self.config
+        self.gan = GANLoss(config.gan_mode)
+        size = min(config.load_size, config.crop_size)
+        networks: dict[str, nn.Module] = {
+            "G": generator(
+                config.generator,
+                config.input_nc,
+                config.output_nc,
+                config.ngf,
+                norm=config.norm,
+                dropout=config.dropout,
+                antialias_down=config.antialias,
+                antialias_up=config.antialias_up,
+                size=size,
+                impl=self.impl,
+            ),
+            "D": discriminator(
+                config.discriminator,
+                config.output_nc,
+                config.ndf,
+                n_layers=config.n_layers_d,
+                norm=config.norm,
+                antialias=config.antialias,
+                size=size,
+                impl=self.impl,
+            ),
+        }
+        if config.lambda_nce:
+            try:
+                channels = networks["G"].tap_channels(config.nce_layers)
+            except ValueError as error:
+                raise UsageError(f"nce_layers: {error}") from None
+            networks["F"] = feature_network(config.feature_network, channels, config.feature_width, impl=self.impl)
+        return {name: init_weights(net, config.init_type, config.init_gain) for name, net in networks.items()}
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: self.adam(name) for name, net in self.networks.items() if list(net.parameters())}
+
+    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+        """One update of D, then one of G and F, on images (N, C, H, W) in [-1, 1]. Returns the losses, detached."""
+        config = self.config
+        # Maps are channels last from here to the gradients.
+        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in (real_a, real_b))
+        # The identity half (B through G) rides in the same batch, if its images have the size of A's.
+        sources = [real_a, real_b] if config.translates_b else [real_a]
+        passes = [torch.cat(sources)] if real_a.shape == real_b.shape else sources
+        flipped = config.flip_equivariance and float(torch.rand((), generator=self.rngs["step"])) < 0.5
+        if self.external:
+            self.external.follow(self.G, self.F)
+        outputs, keys = [], []
+        for images in passes:
+            with self.autocast():
+                output, given = self.translate_and_sample(images, len(images) // len(real_a), flipped)
+            outputs.append(output)
+            keys += given
+        # The losses go back one by one, each freeing its graph, as far as these copies of the output; what gathers
+        # there then goes on through the generator. The same gradients, with one encoder's graph in memory at a time.
+        halves = [half for output in outputs for half in output.split(len(real_a))]
+        translated = [images.detach().requires_grad_() for images in halves]
+
+        self.zero_grad("D")
+        losses = self.backward_discriminator(real_b, translated[0].detach())
+        self.update("D")
+
+        others = [name for name in self.optimizers if name != "D"]
+        self.zero_grad(*others)
+        losses |= self.backward_generator(translated, keys, real_b)
+        gradients = [images.grad for images in translated]
+        torch.autograd.backward(outputs, gradients if len(outputs) == len(gradients) else [torch.cat(gradients)])
+        self.update(*others)
+        return losses
+
+    def translate_and_sample(self, images: Tensor, groups: int, flipped: bool) -> tuple[Tensor, list[Keys]]:
+        """G's output for `images`, or for their mirror images; and the keys of each of the `groups` of `images`.
+
+        The published code encodes its sources once more for the keys, with the same weights: the same features, up to
+        rounding where convolutions differ with the size of the batch. Patches of the maps on the way to the output
+        spare that. They are not the same for mirrored images (of an even number of columns, halving takes the other
+        ones), with batch norm (statistics of both halves), with dropout (the masks of the translation itself), or from
+        another encoder.
+        """
+        config = self.config
+        if not config.lambda_nce:
+            return self.G(images.flip(-1) if flipped else images), []
+        once_more = config.published_order or flipped or config.norm == "batch" or config.dropout or self.external
+        if not once_more:
+            output, maps = self.G(images, config.nce_layers)
+            halves = zip(*(layer.detach().chunk(groups) for layer in maps))
+            return output, [self.sample_keys(layers, self.F, flipped) for layers in halves]
+        output = self.G(images.flip(-1) if flipped else images)
+        encoder, projection = self.G, self.F
+        if self.external:
+            encoder, projection = self.external.encoder, self.external.projection
+        with torch.no_grad():
+            halves = [encoder(source, config.nce_layers, encode_only=True) for source in images.chunk(groups)]
+        return output, [self.sample_keys(layers, projection, flipped) for layers in halves]
+
+    @torch.no_grad()  # keys get no gradient (see kernels.patch_nce_loss), so their graph need not exist
+    def sample_keys(self, maps: Sequence[Tensor], projection: nn.Module, flipped: bool) -> Keys:
+        """Rows of a source's `maps` and where their counterparts are, in a translation of it or of its mirror image."""
+        patches, ids = projection.sample(maps, self.config.num_patches, generator=self.rngs["step"])
+        if flipped and ids is None:
+            patches = [layer.flip(-1) for layer in patches]
+        elif flipped:
+            ids = [mirrored(places, layer.shape[-1]) for places, layer in zip(ids, maps, strict=True)]
+        return self.project(projection, patches), ids
+
+    def project(self, projection: nn.Module, features: list[Tensor]) -> list[Tensor]:
+        """Rows of a network such as F. In float32 where the rest is float16: the loss divides rows by their norms, 1e-5
+        at first, so gradients on their way into the MLPs grow 1e5 times, out of float16's range."""
+        if self.config.precision != "float16":
+            return projection.project(features)
+        with torch.autocast(self.device.type, enabled=False):
+            return projection.project([wide(x) for x in features])
+
+    def backward_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Leaves the gradients of D's losses in D. Returns those losses, detached."""
+        with self.autocast():
+            losses = discriminator_loss(self.gan, self.D, real, fake, self.rngs["step"])
+        self.backward(0.5 * sum(losses.values()))
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def backward_generator(
+        self, translated: Sequence[Tensor], keys: Sequence[Keys], real_b: Tensor
+    ) -> dict[str, Tensor]:
+        """Leaves the gradients of G's losses in the `translated` images and in G and F. Returns those losses, detached,
+        and G, their weighted sum."""
+        with frozen(self.D):
+            with self.autocast():
+                g_gan = self.gan.for_generator(self.D(translated[0]))
+            self.backward(self.config.lambda_gan * g_gan)
+        losses = {"G_GAN": g_gan.detach()}
+        total = self.config.lambda_gan * losses["G_GAN"]
+        for source, (name, given) in enumerate(zip(("NCE", "NCE_Y"), keys)):
+            queue = self.external.queues[source] if self.external else None
+            with self.autocast():
+                loss = self.nce_loss(given, translated[source], None if queue is None else queue.rows)
+            self.backward(loss / len(keys))
+            if queue is not None:
+                queue.push(given[0])
+            losses[name] = loss.detach()
+            total = total + losses[name] / len(keys)
+        return losses | {"G": total}
+
+    def nce_loss(self, keys: Keys, translated: Tensor, bank: Tensor | None = None) -> Tensor:
+        """What lies at a place in `translated` must resemble what lay there in the source of the keys, more than the
+        source's other places do, or more than the `bank`, rows of negatives for each layer, does."""
+        rows, ids = keys
+        queries = self.project(self.F, self.G(translated, self.config.nce_layers, encode_only=True, ids=ids))
+        # Inside autocast some features come as float32, others not; a loss of several layers takes one dtype.
+        return self.contrast([wide(x) for x in queries], [wide(x) for x in rows], bank)
+
+    def contrast(self, queries: list[Tensor], rows: list[Tensor], bank: Tensor | None = None) -> Tensor:
+        """Scalar: lambda_nce * the mean over places, then over layers, of config.contrast between (B, P, C) of each.
+        Negatives of the "minibatch" are those of this process's share of it.
+
+        "nce": PatchNCE of the CUT paper. "dcl": without the positive in the sum (Yeh et al. 2021). "monce": negatives
+        weighted by an optimal transport plan (MoNCE, Zhan et al. 2022). "hdce": decoupled, similarities weighted by how
+        alike the keys are (hDCE, Jung et al. 2022), plus lambda_src * that paper's semantic relation loss. See
+        `kernels.patch_nce_loss`, `monce_log_weight`, `hdce_weight`, `semantic_relation_loss`.
+        """
+        config = self.config
+        if config.negatives == "minibatch":
+            queries, rows = ([x.flatten(0, 1)[None] for x in given] for given in (queries, rows))
+        pairs = list(zip(queries, rows, strict=True))
+        weights: dict[str, list[Tensor]] = {}
+        if config.contrast == "monce":
+            weights["log_weight"] = [
+                kernels.monce_log_weight(q, k, eps=config.monce_eps, normalize=True, impl=self.impl) for q, k in pairs
+            ]
+        elif config.contrast == "hdce":
+            weights["similarity_weight"] = [kernels.hdce_weight(k, config.hdce_gamma, normalize=True) for k in rows]
+        loss = config.lambda_nce * kernels.patch_nce_loss(
+            queries,
+            rows,
+            negatives=None if bank is None else list(bank),
+            temperature=config.temperature,
+            normalize=True,
+            decoupled=config.contrast in ("dcl", "hdce"),
+            impl=self.impl,
+            **weights,
+        )
+        if config.contrast == "hdce":
+            relations = [kernels.semantic_relation_loss(q, k) for q, k in pairs]
+            loss = loss + config.lambda_src * torch.stack(relations).mean()
+        return loss
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"external": self.external.state()} if self.external else {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if self.external:
+            self.external.load_state(state["external"])
+
+    def visuals(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+        columns = {"real_A": real_a, "fake_B": self.translate(real_a), "real_B": real_b}
+        return columns | ({"idt_B": self.translate(real_b)} if self.config.translates_b else {})
+
+
+def mirrored(ids: Tensor, width: int) -> Tensor:
+    """Where flat positions in a map of so many columns lie once the map is mirrored."""
+    return ids + (width - 1) - 2 * (ids % width)

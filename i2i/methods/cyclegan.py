@@ -1,0 +1,166 @@
+"""CycleGAN: unpaired image-to-image translation by cycle consistency (Zhu, Park, Isola, Efros; ICCV 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i2i.config import NetworkConfig
+from i2i.losses import GANLoss, discriminator_loss, l1_loss
+from i2i.methods.base import Method, frozen
+from i2i.networks import discriminator, generator, init_weights, size_multiple
+from i2i.pool import ImagePool
+
+
+@dataclass
+class TranslatorConfig(NetworkConfig):
+    """What CycleGAN and pix2pix, which share a repository, have in common."""
+
+    n_epochs: int = 100
+    n_epochs_decay: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.generator.startswith(("resnet_", "unet_")), "generator", "a resnet or a unet")
+        self.one_of("discriminator", ("basic", "n_layers", "pixel"))
+        multiple = size_multiple(self.generator)
+        if "crop" in self.preprocess:
+            wanted = f"a multiple of {multiple} for {self.generator}, at least 32"
+            self.require(self.crop_size % multiple == 0 and self.crop_size >= 32, "crop_size", wanted)
+
+    def build_generator(self, input_nc: int, output_nc: int, impl: str) -> nn.Module:
+        options = {"norm": self.norm, "dropout": self.dropout, "antialias_down": False, "antialias_up": False}
+        net = generator(self.generator, input_nc, output_nc, self.ngf, **options, impl=impl)
+        return init_weights(net, self.init_type, self.init_gain)
+
+    def build_discriminator(self, input_nc: int, impl: str) -> nn.Module:
+        options = {"n_layers": self.n_layers_d, "norm": self.norm, "antialias": False}
+        net = discriminator(self.discriminator, input_nc, self.ndf, **options, impl=impl)
+        return init_weights(net, self.init_type, self.init_gain)
+
+
+@dataclass
+class CycleGANConfig(TranslatorConfig):
+    pool_size: int = 50  # translated images that a discriminator may be shown again; 0: only the newest
+    lambda_a: float = 10.0  # of A -> B -> A
+    lambda_b: float = 10.0  # of B -> A -> B
+    lambda_identity: float = 0.5  # times lambda_b: G_A leaves B alone; times lambda_a: G_B leaves A alone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "pool_size", "lambda_a", "lambda_b", "lambda_identity")
+        alike = self.input_nc == self.output_nc or self.lambda_identity == 0
+        self.require(alike, "lambda_identity", f"0 when input_nc ({self.input_nc}) and output_nc differ")
+
+
+class CycleGAN(Method):
+    """G_A translates A to B and D_A judges what it makes; G_B translates B to A and D_B judges."""
+
+    name = "cyclegan"
+    title = "unpaired, by translating there and back (Zhu et al., ICCV 2017)"
+    Config = CycleGANConfig
+    generators = ("G_A", "G_B")
+    generator_losses = ("G_A", "cycle_A", "idt_A", "G_B", "cycle_B", "idt_B")
+
+    config: CycleGANConfig
+
+    def build(self) -> dict[str, nn.Module]:
+        config, impl = self.config, self.impl
+        self.gan = GANLoss(config.gan_mode)
+        rng = self.rngs["step"] = torch.Generator().manual_seed(config.seed)  # draws of the pools, gradient penalty
+        self.pools = {f"fake_{domain}": ImagePool(config.pool_size, rng) for domain in "BA"}
+        return {
+            "G_A": config.build_generator(config.input_nc, config.output_nc, impl),
+            "G_B": config.build_generator(config.output_nc, config.input_nc, impl),
+            "D_A": config.build_discriminator(config.output_nc, impl),
+            "D_B": config.build_discriminator(config.input_nc, impl),
+        }
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"G": self.adam("G_A", "G_B"), "D": self.adam("D_A", "D_B")}
+
+    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+        """One update of both generators, then one of both discriminators, on images (N, C, H, W) in [-1, 1]; the latter
+        on translations from before the update. Returns the losses, detached and with their weights."""
+        # Maps are channels last from here to the gradients.
+        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in (real_a, real_b))
+        self.zero_grad("G")
+        fake_b, losses_a = self.backward_generators("A", real_a, real_b)
+        fake_a, losses_b = self.backward_generators("B", real_b, real_a)
+        self.update("G")
+
+        self.zero_grad("D")
+        d_a = self.backward_discriminator("D_A", real_b, self.pools["fake_B"].query(fake_b))
+        d_b = self.backward_discriminator("D_B", real_a, self.pools["fake_A"].query(fake_a))
+        self.update("D")
+        return {"D_A": d_a, **losses_a, "D_B": d_b, **losses_b}
+
+    def backward_generators(self, side: str, source: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Leaves the gradients of one direction's losses in both generators: `source` through G_<side>, judged by
+        D_<side> and taken back by the other generator; `target`, which should stay what it is, through G_<side>.
+
+        Returns (the translation, the losses), detached. The published code holds six generators' graphs before its one
+        backward pass. Direction by direction and loss by loss the gradients are the same, and at most three are held.
+        """
+        config, other = self.config, "B" if side == "A" else "A"
+        lambdas = {"A": config.lambda_a, "B": config.lambda_b}
+        inputs = [source, target] if config.lambda_identity else [source]
+        # One forward for both where images do not meet in it.
+        if len(inputs) == 2 and config.norm != "batch" and source.shape == target.shape:
+            inputs = [torch.cat(inputs)]
+        with self.autocast():
+            outputs = [self.networks[f"G_{side}"](images) for images in inputs]
+        # Every loss goes back as far as these copies; what gathers there then goes on through the generator, once.
+        halves = [half.detach().requires_grad_() for output in outputs for half in output.split(len(source))]
+        fake, losses = halves[0], {}
+
+        judge = self.networks[f"D_{side}"]
+        with frozen(judge):
+            with self.autocast():
+                scores = judge(fake)
+            losses[f"G_{side}"] = self.gan.for_generator(scores)
+            self.backward(losses[f"G_{side}"])
+        with self.autocast():
+            back = self.networks[f"G_{other}"](fake)
+        losses[f"cycle_{side}"] = lambdas[side] * l1_loss(back, source)
+        self.backward(losses[f"cycle_{side}"])
+        if config.lambda_identity:
+            loss = config.lambda_identity * lambdas[other] * l1_loss(halves[1], target)
+            self.backward(loss)
+            losses[f"idt_{side}"] = loss
+        losses |= self.backward_more(side, source, fake)
+
+        gradients = [half.grad for half in halves]
+        torch.autograd.backward(outputs, gradients if len(outputs) == len(halves) else [torch.cat(gradients)])
+        return fake.detach(), {name: loss.detach() for name, loss in losses.items()}
+
+    def backward_more(self, side: str, source: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """For methods built on this one: what else the translation `fake` of `source` should be. Leaves gradients in
+        `fake`, and returns losses."""
+        return {}
+
+    def backward_discriminator(self, name: str, real: Tensor, fake: Tensor) -> Tensor:
+        """Leaves the gradient of discriminator `name`'s loss in it, and returns that loss, detached."""
+        with self.autocast():
+            losses = discriminator_loss(self.gan, self.networks[name], real, fake, self.rngs["step"])
+        loss = 0.5 * sum(losses.values())
+        self.backward(loss)
+        return loss.detach()
+
+    def extra_state(self) -> dict[str, Any]:
+        return {name: pool.state() for name, pool in self.pools.items()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        for name, pool in self.pools.items():
+            pool.load(state[name], self.device)
+
+    def visuals(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+        fake_b, fake_a = self.apply("G_A", real_a), self.apply("G_B", real_b)
+        row_a = {"real_A": real_a, "fake_B": fake_b, "rec_A": self.apply("G_B", fake_b)}
+        row_b = {"real_B": real_b, "fake_A": fake_a, "rec_B": self.apply("G_A", fake_a)}
+        if self.config.lambda_identity:
+            row_a["idt_B"], row_b["idt_A"] = self.apply("G_B", real_a), self.apply("G_A", real_b)
+        return row_a | row_b

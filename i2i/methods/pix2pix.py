@@ -1,0 +1,98 @@
+"""pix2pix: image-to-image translation with conditional adversarial networks (Isola, Zhu, Zhou, Efros; CVPR 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from i2i.losses import GANLoss, discriminator_loss, l1_loss
+from i2i.methods.base import Method, frozen
+from i2i.methods.cyclegan import TranslatorConfig
+
+
+@dataclass
+class Pix2PixConfig(TranslatorConfig):
+    dataset_mode: str = "aligned"
+    generator: str = "unet_256"
+    norm: str = "batch"
+    dropout: bool = True  # the only noise there is; on in translation, too
+    gan_mode: str = "vanilla"
+    lambda_l1: float = 100.0
+
+    SAMPLE: ClassVar[dict[str, Any]] = TranslatorConfig.SAMPLE | {"generator": "unet_64"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "lambda_l1")
+
+
+class Pix2Pix(Method):
+    """G translates A to B; D tells pairs of A and B from pairs of A and its translation."""
+
+    name = "pix2pix"
+    title = "from pairs (Isola et al., CVPR 2017)"
+    Config = Pix2PixConfig
+    generator_losses = ("G_GAN", "G_L1")
+
+    config: Pix2PixConfig
+    G: nn.Module
+    D: nn.Module
+
+    def build(self) -> dict[str, nn.Module]:
+        config, impl = self.config, self.impl
+        self.gan = GANLoss(config.gan_mode)
+        self.rngs["step"] = torch.Generator().manual_seed(config.seed)  # of the gradient penalty
+        return {
+            "G": config.build_generator(config.input_nc, config.output_nc, impl),
+            "D": config.build_discriminator(config.input_nc + config.output_nc, impl),
+        }
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: self.adam(name) for name in self.networks}
+
+    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+        """One update of D, then one of G against the new D, on pairs of images (N, C, H, W) in [-1, 1]. Returns the
+        losses, detached and with their weights."""
+        # Maps are channels last from here to the gradients.
+        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in (real_a, real_b))
+        with self.autocast():
+            fake_b = self.G(real_a)
+
+        self.zero_grad("D")
+        with self.autocast():
+            real, fake = torch.cat([real_a, real_b], 1), torch.cat([real_a, fake_b.detach()], 1)
+            losses = discriminator_loss(self.gan, self.D, real, fake, self.rngs["step"])
+        self.backward(0.5 * sum(losses.values()))
+        self.update("D")
+
+        self.zero_grad("G")
+        with frozen(self.D), self.autocast():
+            scores = self.D(torch.cat([real_a, fake_b], 1))
+        g_gan = self.gan.for_generator(scores)
+        g_l1 = self.config.lambda_l1 * l1_loss(fake_b, real_b)
+        self.backward(g_gan + g_l1)
+        self.update("G")
+        return {name: loss.detach() for name, loss in ({"G_GAN": g_gan, "G_L1": g_l1} | losses).items()}
+
+    @torch.no_grad()
+    def apply(self, name: str, images: Tensor) -> Tensor:
+        """As published: with dropout, and with batch norm over the translated image itself; so image by image.
+
+        A function of weights and image alone: masks come from the seed, running statistics and random state stay.
+        """
+        net = self.translator(name)
+        buffers = {key: buffer.clone() for key, buffer in net.named_buffers()}
+        results = []
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for image in images.to(self.device, memory_format=torch.channels_last).split(1):
+                torch.manual_seed(self.config.seed)
+                with self.autocast():
+                    results.append(functional_call(net, buffers, image).float())
+        return torch.cat(results)
+
+    def visuals(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+        return {"real_A": real_a, "fake_B": self.translate(real_a), "real_B": real_b}

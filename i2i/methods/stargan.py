@@ -1,0 +1,219 @@
+"""StarGAN: one generator for all of many domains (Choi, Choi, Kim, Ha, Kim, Choo; CVPR 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i2i.config import Config
+from i2i.labels import LabelSpace
+from i2i.losses import gradient_penalty, l1_loss, wide
+from i2i.methods.alternating import Alternating
+from i2i.methods.base import frozen
+from i2i.networks.stargan import StarGANDiscriminator, StarGANGenerator
+
+LR_UPDATE_STEP = 1000  # iterations between changes of the learning rate
+
+
+@dataclass
+class StarGANConfig(Config):
+    """The published names and defaults (options of its `main.py`), but: steps is num_iters, crop_size image_size and
+    center_crop celeba_crop_size or rafd_crop_size there."""
+
+    dataset_mode: str = "attributes"
+    center_crop: int = 178  # pixels: this square from the middle of a picture is reduced to crop_size; 0: the largest
+    crop_size: int = 128
+    batch_size: int = 16
+    test_images: int = 1999  # of an attribute file, held out of training
+    label_kind: str = "attributes"  # any of them at once, from a file as CelebA's; "classes": one each, from folders
+    selected_attrs: tuple[str, ...] = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")  # or the folders
+    exclusive: tuple[str, ...] = ("Black_Hair+Blond_Hair+Brown_Hair+Gray_Hair",)  # attributes: one of each at most
+    g_conv_dim: int = 64
+    d_conv_dim: int = 64
+    g_repeat_num: int = 6
+    d_repeat_num: int = 6
+    lambda_cls: float = 1.0
+    lambda_rec: float = 10.0
+    lambda_gp: float = 10.0
+    n_critic: int = 5  # updates of D for one of G
+    lr: float = 1e-4
+    lr_decay: str = "upstream"  # what the published figures come from; "linear": what the paper says
+    num_iters_decay: int = 100_000  # iterations, the last ones, over which the learning rate falls
+    steps: int = 200_000
+    n_epochs: int = 1_000_000  # enough for the steps, which end the run
+    keep_every: int = 50  # epochs, of which 200,000 steps on a small set are thousands
+
+    DATASET_MODES: ClassVar[tuple[str, ...]] = ("attributes",)
+    SAMPLE: ClassVar[dict[str, Any]] = Config.SAMPLE | {
+        "crop_size": 32,
+        "selected_attrs": ("Red", "Green", "Blue", "Dark"),
+        "exclusive": ("Red+Green+Blue",),
+        "g_conv_dim": 8,
+        "d_conv_dim": 8,
+        "g_repeat_num": 2,
+        "d_repeat_num": 4,
+        "n_critic": 2,
+        "lr": 1e-3,
+        "lr_decay": "linear",
+        "steps": 1200,
+        "num_iters_decay": 600,
+        "n_epochs": 1_000_000,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "center_crop", "lambda_cls", "lambda_rec", "lambda_gp", "num_iters_decay")
+        self.at_least(1, "g_conv_dim", "d_conv_dim", "d_repeat_num", "n_critic", "steps", "test_images")
+        self.at_least(0, "g_repeat_num")
+        self.require(self.crop_size % 4 == 0, "crop_size", "a multiple of 4")
+        least = 2**self.d_repeat_num
+        self.require(self.crop_size >= least, "crop_size", f"at least {least} for d_repeat_num={self.d_repeat_num}")
+        self.require(self.input_nc == self.output_nc, "output_nc", f"as input_nc ({self.input_nc}): images go around")
+        self.require(self.lr_policy == "linear", "lr_policy", "left alone: lr_decay and num_iters_decay take its place")
+        self.one_of("lr_decay", ("upstream", "linear"))
+        self.one_of("label_kind", ("attributes", "classes"))
+        self.label_space()
+
+    def label_space(self) -> LabelSpace:
+        return LabelSpace(self.selected_attrs, self.exclusive, self.label_kind == "classes")
+
+
+class StarGAN(Alternating):
+    """G translates an image to the domain that a label names; D tells real from translated and reads the label."""
+
+    name = "stargan"
+    title = "many domains by label, one generator (Choi et al., CVPR 2018)"
+    Config = StarGANConfig
+    generator_losses = ("G_fake", "G_cls", "G_rec")
+    losses = ("D_real", "D_fake", "D_cls", "D_gp", *generator_losses)
+
+    config: StarGANConfig
+    G: StarGANGenerator
+    D: StarGANDiscriminator
+
+    def build(self) -> dict[str, nn.Module]:
+        """With torch's own initialisation, as published."""
+        config = self.config
+        self.labels = config.label_space()
+        self.weights = {
+            "D_cls": config.lambda_cls,
+            "D_gp": config.lambda_gp,
+            "G_cls": config.lambda_cls,
+            "G_rec": config.lambda_rec,
+        }
+        for name in ("targets", "penalty"):
+            self.rngs[name] = torch.Generator().manual_seed(config.seed)
+        return self.build_networks(len(self.labels.names))
+
+    def build_networks(self, c_dim: int) -> dict[str, nn.Module]:
+        config, nc = self.config, self.config.input_nc
+        return {
+            "G": StarGANGenerator(config.g_conv_dim, c_dim, config.g_repeat_num, image_nc=nc, impl=self.impl),
+            "D": StarGANDiscriminator(config.crop_size, config.d_conv_dim, c_dim, config.d_repeat_num, image_nc=nc),
+        }
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: self.adam(name) for name in self.networks}
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One update of D, and every `n_critic`-th time one of G, on images (N, C, H, W) in [-1, 1] and their labels
+        (N, len(selected_attrs)) of 0 and 1. Returns the losses, detached; those of G are of its last update."""
+        real = images.contiguous(memory_format=torch.channels_last)
+        targets = self.draw_targets(labels)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.lr * self.lr_factor(self.iteration)
+        updating = (self.iteration + 1) % self.config.n_critic == 0
+        # The published code translates once for D and once more for G, which has not changed in between.
+        with torch.set_grad_enabled(updating), self.autocast():
+            fake = self.G(real, targets)
+        losses = self.update_discriminator(real, labels, fake.detach())
+        if updating:
+            losses |= self.update_generator(real, labels, fake, targets)
+        return self.end_step(losses)
+
+    def draw_targets(self, labels: Tensor) -> Tensor:
+        """The labels of the batch, in another order."""
+        return labels[torch.randperm(len(labels), generator=self.rngs["targets"]).to(labels.device)]
+
+    def lr_factor(self, done: int) -> float:
+        """Of the learning rate, after `done` iterations. The published code means to let it fall to 0, but takes one
+        step where a thousand are due: from 1e-4 it falls to 9.99e-5."""
+        config = self.config
+        start = max(0, config.steps - config.num_iters_decay)
+        if done <= start:
+            return 1.0
+        if config.lr_decay == "linear":
+            return (config.steps - done) / (config.steps - start)
+        return 1 - (done // LR_UPDATE_STEP - start // LR_UPDATE_STEP) / config.num_iters_decay
+
+    def update_discriminator(self, real: Tensor, labels: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Three losses one by one, so that one graph of D is in memory at a time."""
+        self.zero_grad("D")
+        losses = self.take_back(self.real_losses(real, labels))
+        losses |= self.take_back({"D_fake": self.judge(fake)[1].mean()})
+        penalty = gradient_penalty(lambda x: self.D(x)[0], real, fake, weight=1.0, generator=self.rngs["penalty"])
+        losses |= self.take_back({"D_gp": penalty})
+        self.update("D")
+        return losses
+
+    def update_generator(self, real: Tensor, labels: Tensor, fake: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Losses go back as far as a copy of the translation, and from there once through the generator."""
+        self.zero_grad("G")
+        copy = fake.detach().requires_grad_()
+        with frozen(self.D):
+            losses = self.take_back(self.fake_losses(copy, targets))
+        losses |= self.take_back(self.reconstruction_losses(real, labels, copy))
+        fake.backward(copy.grad)
+        self.update("G")
+        return losses
+
+    def take_back(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of the weighted sum. Returns `losses`."""
+        if losses:
+            self.backward(sum(self.weights.get(name, 1.0) * loss for name, loss in losses.items()))
+        return losses
+
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """D's (features, scores, label logits)."""
+        with self.autocast():
+            features = self.D.features(images)
+            scores, logits = self.D.heads(features)
+        return features, wide(scores), wide(logits)
+
+    def real_losses(self, real: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        _, scores, logits = self.judge(real)
+        return {"D_real": -scores.mean(), "D_cls": self.classification(logits, labels)}
+
+    def fake_losses(self, fake: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        _, scores, logits = self.judge(fake)
+        return {"G_fake": -scores.mean(), "G_cls": self.classification(logits, targets)}
+
+    def reconstruction_losses(self, real: Tensor, labels: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        with self.autocast():
+            around = self.G(fake, labels)
+        return {"G_rec": l1_loss(around, real)}
+
+    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy: of the attributes one by one, summed over them, mean over images; of the classes, mean."""
+        if self.labels.classes:
+            return F.cross_entropy(logits, labels.argmax(1))
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum") / len(logits)
+
+    @torch.no_grad()
+    def translate(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(N, C, H, W) in [-1, 1] and the labels (N, len(selected_attrs)) wanted -> the images, so changed."""
+        net = self.translator("G").eval()
+        with self.autocast():
+            output = net(images.to(self.device, memory_format=torch.channels_last), labels.to(self.device))
+        net.train()
+        return output.float()
+
+    def visuals(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Each attribute turned over, or put in the place of those that exclude it."""
+        edits = self.labels.edits(labels)
+        return {"real": images} | {name: self.translate(images, edited) for name, edited in edits.items()}

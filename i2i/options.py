@@ -1,0 +1,201 @@
+"""From the words of a command line, or a file, to a method's configuration.
+
+Every field of a configuration is an option: `field=value`, `--field value`, `--field=value`, in either spelling of
+multi-word names (`--batch-size`, `--batch_size`). Names that users of the CUT and CycleGAN repositories know are
+accepted beside them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from i2i.config import Config, suggestion
+from i2i.errors import UsageError
+
+# Published names whose meaning is one field under another name.
+ALIASES = {
+    "dataroot": "data",
+    "netg": "generator",
+    "netd": "discriminator",
+    "normg": "norm",
+    "normd": "norm",
+    "netf": "feature_network",
+    "netf_nc": "feature_width",
+    "nce_t": "temperature",
+    "save_latest_freq": "save_every",
+    "display_freq": "sample_every",
+    "save_epoch_freq": "keep_every",
+    "niter": "n_epochs",  # of CycleGAN until 2020
+    "niter_decay": "n_epochs_decay",
+    "max_iter": "steps",  # of MUNIT
+    "new_size": "load_size",
+    "gan_type": "gan_mode",
+    "num_iters": "steps",  # of StarGAN
+    "image_size": "crop_size",
+    "celeba_crop_size": "center_crop",
+    "rafd_crop_size": "center_crop",
+    "g_lr": "lr",
+    "d_lr": "lr",
+}
+# Published names that say a field has this value.
+FLAGS = {
+    "no_flip": ("flip", False),
+    "no_dropout": ("dropout", False),
+    "no_antialias": ("antialias", False),
+    "no_antialias_up": ("antialias_up", False),
+}
+METHOD_NAMES = {"cycle_gan": "cyclegan"}
+# Published options without a meaning here, and why: named on stderr and left out. Anything else unknown is an error.
+WITHOUT_MEANING = {
+    "display_id": "there is no visdom server: pictures and losses are files",
+    "display_port": "there is no visdom server: pictures and losses are files",
+    "display_server": "there is no visdom server: pictures and losses are files",
+    "display_env": "there is no visdom server: pictures and losses are files",
+    "display_ncols": "there is no visdom server: pictures and losses are files",
+    "use_wandb": "losses go to losses.csv and, with tensorboard=true, to TensorBoard",
+    "wandb_project_name": "losses go to losses.csv and, with tensorboard=true, to TensorBoard",
+    "no_html": "no web page is written",
+    "update_html_freq": "no web page is written",
+    "print_freq": "the progress line is always there",
+    "epoch_count": "a resumed run knows its epoch",
+    "epoch": "a run is resumed from its newest checkpoint",
+    "phase": "training takes trainA and trainB",
+    "verbose": "networks are not printed",
+    "display_winsize": "pictures have the size of their images",
+    "save_by_iter": "save_every counts steps",
+    "evaluation_freq": "it had no effect in the published code",
+}
+
+
+ASSIGNMENT = re.compile(r"[A-Za-z]\w*=")
+FIELD = re.compile(r"^    (\w+): [^=\n]+ = [^#\n]*(?:# (.*))?$", re.MULTILINE)  # of a dataclass, and its comment
+
+
+def read_words(words: Sequence[str]) -> dict[str, Any]:
+    """`a=1 --b 2 --c=3 --no_flip` -> names, as spelled but in lower case with underscores, and values as text.
+
+    A name without a value is true. Several words after `--data` are its folders.
+    """
+    given: dict[str, Any] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--") or ASSIGNMENT.match(word):  # a flag before it does not take it as its value
+            name, equals, value = word.removeprefix("--").partition("=")
+            name = name.lower().replace("-", "_")
+            if name in given:
+                raise UsageError(f"{name} is given twice")
+            given[name] = value if equals else True
+            if equals:
+                name = ""
+        elif not name or re.match(r"-[A-Za-z]", word):
+            raise UsageError(f"{word!r} belongs to no option: write name=value or --name value, as in --data {word}")
+        elif given[name] is True:
+            given[name] = word
+        elif ALIASES.get(name, name) == "data":
+            given[name] = [*([given[name]] if isinstance(given[name], str) else given[name]), word]
+        else:
+            raise UsageError(f"{word!r} is one value too many for {name}, which is {given[name]!r}")
+    return given
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Options from a YAML (or JSON) file: names and values, as on the command line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UsageError(f"config {path} must hold lines `name: value`")
+    return {name.lower().replace("-", "_"): value for name, value in values.items()}
+
+
+def translate_names(given: dict[str, Any], config: type[Config]) -> dict[str, Any]:
+    """Published names -> fields of `config`. Raises UsageError for names that are neither, with the nearest one."""
+    known = {field.name for field in fields(config)}
+    options: dict[str, Any] = {}
+    for name, value in given.items():
+        field = name
+        if name in FLAGS and FLAGS[name][0] in known:
+            field, meant = FLAGS[name]
+            if value not in (True, "true", "True"):
+                meant = not meant
+            value = meant
+        elif name == "nce_includes_all_negatives_from_minibatch":
+            field, value = "negatives", "minibatch" if value in (True, "true", "True") else "image"
+        elif ALIASES.get(name) in known:
+            field = ALIASES[name]
+        if field in WITHOUT_MEANING and field not in known:
+            print(f"{name} is left out: {WITHOUT_MEANING[field]}", file=sys.stderr)
+            continue
+        if field not in known:
+            raise UsageError(f"unknown option: {name}{suggestion(name, known | set(FLAGS) | set(ALIASES) | COMMANDS)}")
+        if value is True and get_type_hints(config)[field] is not bool:
+            raise UsageError(f"{name} needs a value")
+        if field in options and options[field] != value:
+            raise UsageError(f"{field} is given twice, as {options[field]!r} and as {value!r}")
+        options[field] = value
+    if isinstance(options.get("data"), str):
+        options["data"] = [options["data"]]  # a path may contain a comma
+    return options
+
+
+def take_command(given: dict[str, Any]) -> dict[str, Any]:
+    """Remove what is about the run and not its configuration from `given`: method, config, output, resume, device,
+    impl, and the published names for them."""
+    taken = {name: text(name, given.pop(name)) for name in list(given) if name in COMMANDS | PUBLISHED_COMMANDS}
+    if "continue_train" in taken and "resume" not in taken:
+        if "name" not in taken:
+            raise UsageError("continue_train needs name, the run to go on with; or give its folder as resume")
+        taken["resume"] = run_folder(taken)
+    elif "name" in taken:
+        taken.setdefault("output", run_folder(taken))
+    if "model" in taken or "cut_mode" in taken:
+        published = taken["model"] if taken.get("model", "cut") != "cut" else taken.get("cut_mode", "cut")
+        taken.setdefault("method", METHOD_NAMES.get(published.lower(), published.lower()))
+    if "gpu_ids" in taken:
+        if "," in taken["gpu_ids"]:
+            raise UsageError("gpu_ids takes one device; for several: torchrun --nproc-per-node N -m i2i train ...")
+        taken.setdefault("device", "cpu" if taken["gpu_ids"] == "-1" else f"cuda:{taken['gpu_ids']}")
+    return {name: value for name, value in taken.items() if name in COMMANDS}
+
+
+def run_folder(taken: dict[str, Any]) -> str:
+    return str(Path(taken.get("checkpoints_dir", "checkpoints")) / taken["name"])
+
+
+def text(name: str, value: Any) -> str:
+    if value is None or (value is True and name != "continue_train"):  # None: of a file's empty value
+        raise UsageError(f"{name} needs a value")
+    return str(value)
+
+
+def describe(config: type[Config]) -> str:
+    """Every option of a method with its default and what the source says of it, a line each."""
+    notes: dict[str, str] = {}
+    for part in reversed(config.__mro__):
+        if is_dataclass(part):
+            for name, note in FIELD.findall(inspect.getsource(part)):
+                notes[name] = note or notes.get(name, "")
+    lines = [(f"  {field.name}={write(field.default)}", notes.get(field.name, "")) for field in fields(config)]
+    return "\n".join(f"{setting:32}  {note}".rstrip() for setting, note in lines)
+
+
+def write(value: Any) -> str:
+    """As `config.convert` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(write, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+COMMANDS = {"method", "config", "output", "resume", "device", "impl"}
+PUBLISHED_COMMANDS = {"name", "checkpoints_dir", "continue_train", "model", "cut_mode", "gpu_ids"}

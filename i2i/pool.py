@@ -1,0 +1,43 @@
+"""CycleGAN's history of translated images (Shrivastava et al., CVPR 2017, section 2.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class ImagePool:
+    """Holds up to `size` images, detached, on their device, and answers new ones now and then with old ones.
+
+    Randomness comes from `generator` (on the CPU) alone: given that and `state`, a pool goes on exactly.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator):
+        self.size, self.generator = size, generator
+        self.images: list[Tensor] = []  # each (1, C, H, W): sizes may differ from step to step
+
+    def query(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same, detached, in the same memory format.
+
+        Image by image: until the pool is full, it is kept and returned; from then on, half the time a random one of
+        the pool is returned and replaced by it, half the time it is returned and not kept. Size 0: `images` return.
+        """
+        images = images.detach()
+        if self.size == 0:
+            return images
+        return torch.cat([self.exchange(image) for image in images.split(1)])
+
+    def exchange(self, image: Tensor) -> Tensor:
+        if len(self.images) < self.size:
+            self.images.append(image.clone())  # a part of a batch would keep the whole batch in memory
+        elif torch.rand((), generator=self.generator) > 0.5:
+            place = int(torch.randint(self.size, (), generator=self.generator))
+            old, self.images[place] = self.images[place], image.clone()
+            return old
+        return image
+
+    def state(self) -> list[Tensor]:
+        return list(self.images)
+
+    def load(self, images: list[Tensor], device: torch.device) -> None:
+        self.images = [image.to(device) for image in images]
