@@ -11,6 +11,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,15 +22,27 @@ FOLDER = Path(__file__).parent
 AT_LEAST = {"norm": 160, "nce": 140, "nce_hard": 55, "patches": 28, "resample": 60, "sinkhorn": 30}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("name", AT_LEAST)
-def test_in_the_interpreter(name):
+def run_cases(name: str) -> subprocess.CompletedProcess[str]:
     root = FOLDER.parents[1]
     environment = dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", PYTHONPATH=str(root))
     environment.pop("PYTEST_ADDOPTS", None)
     cases = str(FOLDER / f"{name}_triton_cases.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", cases]
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=550)
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=550)
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, Future]]:
+    """All at once, two at a time: each keeps one core busy for about a minute."""
+    pool = ThreadPoolExecutor(2)
+    yield {name: pool.submit(run_cases, name) for name in AT_LEAST}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("name", AT_LEAST)
+def test_in_the_interpreter(name, runs):
+    run = runs[name].result()
     report = run.stdout[-20000:] + run.stderr[-2000:]
     if "only 0-dimensional arrays can be converted to Python scalars" in report:
         pytest.skip("this triton's interpreter cannot loop with this numpy (seen: triton 3.6 with numpy 2.4)")
