@@ -54,7 +54,9 @@ class CUTConfig(NetworkConfig):
     lambda_src: float = 0.05  # of hDCE's companion, the semantic relation loss
     published_order: bool = False  # encode the sources of the contrastive loss again instead of keeping their patches
 
-    SAMPLE: ClassVar[dict[str, Any]] = NetworkConfig.SAMPLE | {"num_patches": 64}
+    # ema: a run whose weights scored 22.6 dB after 600 steps had 12.4 after 1000; averages with decay 0.99, 0.995 and
+    # 0.998 then scored 14.5, 17.7 and 21.5.
+    SAMPLE: ClassVar[dict[str, Any]] = NetworkConfig.SAMPLE | {"num_patches": 64, "ema": 0.998}
 
     def __post_init__(self) -> None:
         super().__post_init__()
