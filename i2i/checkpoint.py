@@ -11,7 +11,7 @@ import torch
 from i2i import distributed
 from i2i.config import Config
 from i2i.errors import TrainingDiverged, UsageError
-from i2i.files import replacing
+from i2i.files import read_tensors, replacing
 from i2i.methods import METHODS, Method
 from i2i.schedule import Schedule
 
@@ -65,10 +65,7 @@ def read(path: Path) -> dict[str, Any]:
         path = path / NAME
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind: bytes that are no pickle make the unpickler stumble in many ways
-        raise UsageError(f"{path} is not a checkpoint of i2i, or is damaged ({type(error).__name__})") from None
+    state = read_tensors(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("method") not in METHODS:
         raise UsageError(
             f"{path} is not a training checkpoint of this version of i2i; it has no state to resume from; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from i2i.data.folders import list_images, pair
 from i2i.data.images import UNREADABLE, Picture, one_line, read_image
 from i2i.devices import choose_device
 from i2i.errors import UsageError
-from i2i.files import write_atomically
+from i2i.files import read_tensors, write_atomically
 
 HELP = "score translations: FID, KID, and PSNR and SSIM where the true answers are known"
 METRICS = ("fid", "kid", "psnr", "ssim")
@@ -112,9 +111,9 @@ def check_weights(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"{path}: no such file of Inception weights (wanted: torch-fidelity's {WEIGHTS})")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
         fits = state["fc.weight"].shape == (1008, FEATURES)  # 1008 classes: the original network, not torchvision's
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, AttributeError):
+    except (UsageError, KeyError, TypeError, AttributeError):
         fits = False
     if not fits:
         raise UsageError(f"{path}: not the weights of the FID network (wanted: torch-fidelity's {WEIGHTS})")

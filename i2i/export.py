@@ -152,10 +152,7 @@ def _onnx_model(network: nn.Module, image: Tensor, dynamic: tuple[dict[int, str]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--weights", type=Path, required=True, metavar="FILE", help="published weights, a checkpoint or a run's folder")
-    add(
-        "--network", metavar="NAME", help="which of a checkpoint's networks, such as G_B (default: its first generator)"
-    )
+    weights.add_arguments(parser)
     variants.add_label(parser, "none, and one is needed")
     add(
         "--onnx",

@@ -236,10 +236,7 @@ def deep_png_encoder() -> Callable[[np.ndarray], bytes]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--weights", type=Path, required=True, metavar="FILE", help="published weights, a checkpoint or a run's folder")
-    add(
-        "--network", metavar="NAME", help="which of a checkpoint's networks, such as G_B (default: its first generator)"
-    )
+    weights.add_arguments(parser)
     add(
         "--input",
         type=Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from i2i.checkpoint import FORMAT, NAME
 from i2i.errors import UsageError
-from i2i.files import replacing
+from i2i.files import read_tensors, replacing
 from i2i.networks.recognise import RECOGNISERS, State
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -36,7 +37,7 @@ def load(path: str | Path, *, network: str | None = None, impl: str = "auto") ->
         UsageError: no such file, damaged, not weights, or weights of no network known here; the message says which.
     """
     path = Path(path)
-    where, state, config = _choose(path, _read(path), network)
+    where, state, config = _choose(path, read_tensors(_file_of(path)), network)
     state = _without_prefixes(state)
     known = {key: tensor for key, tensor in state.items() if not _stale(key, state)}
     net = None
@@ -61,6 +62,15 @@ def load(path: str | Path, *, network: str | None = None, impl: str = "auto") ->
         reason = " ".join(str(error).partition("\n")[2].split())
         raise UsageError(f"{where}: taken for a {net.recognised}, but it is not one: {reason[:300]}") from None
     return net.eval()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that begins with `load`."""
+    add = parser.add_argument
+    add("--weights", type=Path, required=True, metavar="FILE", help="published weights, a checkpoint or a run's folder")
+    add(
+        "--network", metavar="NAME", help="which of a checkpoint's networks, such as G_B (default: its first generator)"
+    )
 
 
 def save_published(folder: Path, prefix: str, networks: Mapping[str, nn.Module]) -> None:
@@ -91,21 +101,6 @@ def _file_of(path: Path) -> Path:
             return path / name
     there = ", ".join(sorted(p.name for p in path.glob("*.pth"))) or "no file of weights"
     raise UsageError(f"{path}: neither {NAME} nor latest_net_G.pth in it; there is {there}")
-
-
-def _read(path: Path) -> Any:
-    """The contents of a file, which may be of anyone's making: nothing in it is run."""
-    file = _file_of(path)
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of any kind: bytes that are no pickle make the unpickler stumble in many ways
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise UsageError(
-                f"{file}: holds a pickled {refused[1]}, not only tensors, and loading that could run code of whoever "
-                "wrote the file; save the network's state_dict() instead"
-            ) from None
-        raise UsageError(f"{file}: damaged, or no file of weights ({type(error).__name__})") from None
 
 
 def _choose(path: Path, content: Any, network: str | None) -> tuple[str, State, Mapping[str, Any]]:

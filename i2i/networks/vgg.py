@@ -6,9 +6,7 @@ same layers are others (trained anew, for another range and order of colours) an
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from i2i.errors import UsageError
+from i2i.files import read_tensors
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 MEANS = (103.939, 116.779, 123.680)  # of blue, green and red in the data the Caffe model was trained on, in 0 .. 255
@@ -59,11 +58,9 @@ def load_vgg16(path: str) -> Vgg16:
     if not Path(path).is_file():
         raise UsageError(f"vgg_weights: {path} is not a file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"vgg_weights: {path} is not a state dict that torch can read ({type(error).__name__})"
-        ) from None
+        state = read_tensors(Path(path))
+    except UsageError as error:
+        raise UsageError(f"vgg_weights: {error}") from None
     net = Vgg16()
     try:
         net.load_state_dict(by_published_names(state, net))

@@ -117,8 +117,9 @@ def test_wrong_weights_never_reach_the_package(tmp_path):
     }
     for name, content in contents.items():
         torch.save(content, tmp_path / name)
-    (tmp_path / "text.pth").write_text("no weights")
-    for name in (*contents, "text.pth"):
+    (tmp_path / "text.pth").write_text("hello world")
+    (tmp_path / "empty_stack.pth").write_bytes(b"\x80\x02.")
+    for name in (*contents, "text.pth", "empty_stack.pth"):
         with pytest.raises(UsageError, match=f"{name}: not the weights of the FID network"):
             check_weights(tmp_path / name)
 

@@ -246,7 +246,7 @@ def test_mistakes_about_checkpoints(tmp_path, capsys):
     assert "no such checkpoint" in fails(capsys, "train", "--resume", tmp_path / "nowhere")
     for damaged in (b"damaged", b"hello world", b"\x80\x02."):  # an unknown opcode, an unknown key, an empty stack
         (run / "checkpoint.pt").write_bytes(damaged)
-        assert "not a checkpoint of i2i, or is damaged" in fails(capsys, "train", "--resume", run)
+        assert "checkpoint.pt: damaged, or no file of weights" in fails(capsys, "train", "--resume", run)
     torch.save({"weights": torch.zeros(1)}, run / "checkpoint.pt")
     assert "not a training checkpoint" in fails(capsys, "train", "--resume", run)
 

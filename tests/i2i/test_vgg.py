@@ -86,9 +86,10 @@ def test_weights_by_either_name(narrow, tmp_path):
 def test_what_are_no_weights_is_said(narrow, tmp_path):
     with pytest.raises(UsageError, match="vgg_weights: nowhere.pt is not a file"):
         load_vgg16("nowhere.pt")
-    (tmp_path / "text").write_text("no weights")
-    with pytest.raises(UsageError, match="is not a state dict that torch can read"):
-        load_vgg16(str(tmp_path / "text"))
+    for damaged in (b"no weights", b"hello world", b"\x80\x02."):  # an unknown opcode, an unknown key, an empty stack
+        (tmp_path / "text").write_bytes(damaged)
+        with pytest.raises(UsageError, match="vgg_weights: .*text: damaged, or no file of weights"):
+            load_vgg16(str(tmp_path / "text"))
     for state in (torch.zeros(3), {"features.0.weight": torch.zeros(2, 3, 3, 3)}, {"conv1_1.weight": torch.zeros(5)}):
         torch.save(state, tmp_path / "other")
         with pytest.raises(UsageError, match="does not hold the 13 convolutions of VGG-16"):
