@@ -66,7 +66,9 @@ def _warn_of_namesake() -> None:
     """Another distribution on PyPI is called `kernels` and installs a package of this name."""
     try:
         other = importlib.metadata.version("kernels")
-    except importlib.metadata.PackageNotFoundError:
+    except Exception:  # not there, or somebody's metadata cannot be read, which is no reason not to start
+        return
+    if not other:  # what an interrupted removal leaves behind has no version
         return
     warnings.warn(
         f"the distribution `kernels` {other} from PyPI is installed as well. Both provide `import kernels`, and "

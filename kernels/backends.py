@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 import types
 import warnings
 from collections.abc import Sequence
@@ -34,15 +35,27 @@ class BackendUnavailable(RuntimeError):
     """An implementation was asked for by name and cannot run; the message says why."""
 
 
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 @functools.cache
 def triton_reason() -> str:
     """Why triton cannot run here; empty when it can."""
     try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"triton is not installed ({error})"
-    if interpreting() or torch.cuda.is_available():
-        return ""
+        import triton
+        import triton.language  # noqa: F401  (not in a folder that happens to be called triton)
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return f"triton is not installed ({error})"
+        return f"triton does not import ({_said(error)})"
+    except Exception as error:  # a triton that does not fit torch, Python or the driver raises anything
+        return f"triton does not import ({_said(error)})"
+    try:
+        if interpreting() or torch.cuda.is_available():
+            return ""
+    except Exception as error:  # a driver in a bad state
+        return f"torch.cuda does not answer ({_said(error)})"
     return "no CUDA or ROCm device (TRITON_INTERPRET=1 runs its kernels in the interpreter, for tests)"
 
 
@@ -139,29 +152,53 @@ def launcher(room: str, impl: str) -> types.ModuleType:
     return importlib.import_module(f"kernels.{room}.launch_{impl}")
 
 
+def _cpu_lines() -> list[str]:
+    try:
+        why = cpu_reason()
+    except ValueError as error:  # KERNELS_CPU_ISA
+        why = str(error)
+    if why:
+        return [f"cpu        unavailable: {why}"]
+    has = ", ".join(_native.load().supported())
+    return [
+        f"cpu        active, {_native.selected_isa()} (this machine: {has})",
+        f"           {_native.built()}",
+    ]
+
+
+def _triton_line() -> str:
+    if triton_reason():
+        return f"triton     unavailable: {triton_reason()}"
+    import triton
+
+    try:
+        where = "interpreter on CPU tensors" if interpreting() else torch.cuda.get_device_name()
+    except Exception as error:
+        where = f"a device without a name ({_said(error)})"
+    return f"triton     active, {triton.__version__}, {where}"
+
+
 def backend_report() -> str:
     """What is active on this machine and why the rest is not, as text. Builds the C++ operators if need be."""
-    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
-    if cpu_reason():
-        lines.append(f"cpu        unavailable: {cpu_reason()}")
-    else:
-        has = ", ".join(_native.load().supported())
-        lines.append(f"cpu        active, {_native.selected_isa()} (this machine: {has})")
-    if triton_reason():
-        lines.append(f"triton     unavailable: {triton_reason()}")
-    else:
-        import triton
-
-        where = "interpreter on CPU tensors" if interpreting() else torch.cuda.get_device_name()
-        lines.append(f"triton     active, {triton.__version__}, {where}")
+    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads", *_cpu_lines(), _triton_line()]
     lines.append("cuda       unavailable: no operator has a native CUDA implementation yet; triton serves GPUs")
     lines.append("reference  active (float64, other devices, second derivatives)")
-    forced = os.environ.get("KERNELS_IMPL")
-    if forced:
+    forced = os.environ.get("KERNELS_IMPL", "").strip()
+    if forced and forced not in IMPLS:
+        lines.append(f"KERNELS_IMPL={forced} is an error: want one of {', '.join(IMPLS)}")
+    elif forced:
         lines.append(f"KERNELS_IMPL={forced} overrides the automatic choice")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Console script `kernels-report`."""
-    print(backend_report())
+    try:
+        report = backend_report()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # reasons name paths, which a terminal need not be able to show
+    print(report)

@@ -24,15 +24,22 @@ class _Blur(nn.Module):
         super().__init__()
         check_count("channels", channels)
         self.impl = backends.checked_impl(impl)
-        self.register_buffer("filt", filt.expand(channels, 1, -1, -1).clone())
+        # made on the default device, then filled
+        self.register_buffer("filt", torch.empty((channels, 1, *filt.shape), dtype=filt.dtype).copy_(filt))
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         given = state_dict.get(f"{prefix}filt")
-        # in half precision, too, the published numbers are exact
-        if given is not None and given.shape == self.filt.shape and not torch.equal(given.to(self.filt), self.filt):
+        # in half precision, too, the published numbers are exact; those of self.filt may not be there yet (to_empty)
+        want = self._published().to(self.filt.dtype)
+        fits = given is not None and given.shape == self.filt.shape and not given.is_meta
+        if fits and not torch.equal(given.to(want), want.expand_as(given)):
             errors.append(f"{prefix}filt: got other numbers than the published filter's, which are built in")
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    def _published(self) -> Tensor:
+        """The filter (k, k), on the CPU."""
+        raise NotImplementedError
 
     def _check_channels(self, x: Tensor) -> None:
         if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] != self.filt.shape[0]:
@@ -55,6 +62,9 @@ class BlurDownsample(_Blur):
         super().__init__(channels, binomial(filter_size), impl)
         self.filter_size = filter_size
 
+    def _published(self) -> Tensor:
+        return binomial(self.filter_size)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W)."""
         self._check_channels(x)
@@ -74,6 +84,9 @@ class BlurUpsample(_Blur):
 
     def __init__(self, channels: int, *, impl: str = "auto") -> None:
         super().__init__(channels, 4 * binomial(4), impl)
+
+    def _published(self) -> Tensor:
+        return 4 * binomial(4)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W)."""

@@ -13,8 +13,8 @@ Tensor = torch.Tensor
 
 
 def binomial(size: int) -> Tensor:
-    """The filter of CUT's Downsample, (size, size), sum 1, float32: exact up to size 7."""
-    row = torch.tensor([float(math.comb(size - 1, t)) for t in range(size)])
+    """The filter of CUT's Downsample, (size, size), sum 1, float32, on the CPU: exact up to size 7."""
+    row = torch.tensor([float(math.comb(size - 1, t)) for t in range(size)], device="cpu")
     return torch.outer(row, row) / 4.0 ** (size - 1)
 
 

@@ -69,7 +69,8 @@ def test_an_unwritable_cache_is_a_reason_and_not_a_crash(tmp_path):
     (tmp_path / "file").write_text("")
     done = python(USE, KERNELS_CACHE=str(tmp_path / "file"))
     assert done.returncode == 0, done.stderr
-    assert "cpu        unavailable: NotADirectoryError" in done.stdout
+    assert f"cpu        unavailable: the cache folder {tmp_path / 'file'}" in done.stdout
+    assert "Not a directory" in done.stdout and "KERNELS_CACHE names another" in done.stdout
 
 
 @pytest.mark.slow
@@ -97,11 +98,16 @@ def test_forced_implementation():
     assert "KERNELS_IMPL: got 'quick'" in done.stderr
 
 
-def test_forced_instruction_set():
+def test_forced_instruction_set(tmp_path):
     code = "import kernels; print(kernels.backend_report())"
     assert "active, baseline" in python(code, KERNELS_CPU_ISA="baseline").stdout
-    done = python(code, KERNELS_CPU_ISA="avx9")
-    assert done.returncode and "KERNELS_CPU_ISA: 'avx9' does not run here; this machine has baseline" in done.stderr
+    # an operator refuses before a build, the report says why and ends well
+    use = f"{code}; import torch; kernels.blur_upsample(torch.ones(1, 1, 4, 4))"
+    done = python(use, KERNELS_CPU_ISA="avx9", KERNELS_CACHE=str(tmp_path))
+    want = "KERNELS_CPU_ISA: got 'avx9', want one of baseline"
+    assert f"cpu        unavailable: {want}" in done.stdout
+    assert f"ValueError: {want}" in done.stderr and done.returncode == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_import_needs_neither_triton_nor_a_build(tmp_path):
