@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -177,6 +178,9 @@ def report(result: Result, output: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. 0: done; 1: diverged or out of memory; 2: a mistake in what was given; 130, 143: signal."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a name of a file that the terminal cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     kernels.keep_freed_memory()  # every step allocates the same sizes again
     try:
         if words[:1] == ["train"]:

@@ -31,6 +31,7 @@ class Config:
     output_nc: int = 3  # ... and of B
     serial_batches: bool = False  # images in the order of their names
     max_dataset_size: int = 0  # 0: all images
+    pages: str = "refuse"  # files of several pictures (multi-page TIFF, animated GIF): refuse, first or all of them
     num_threads: int = 4  # that read images; 0 is 1
     batch_size: int = 1  # of each process
     # optimisation
@@ -78,6 +79,15 @@ class Config:
         self.one_of("lr_policy", LR_POLICIES)
         self.one_of("direction", ("AtoB", "BtoA"))
         self.require(len(self.data) <= 2, "data", "one folder with trainA and trainB, or two folders")
+
+    def check_image(self, width: int, height: int) -> None:
+        """UsageError, with the reason, where images of so many pixels, as `preprocess` leaves them, cannot be trained
+        on. (Images of crop_size each way can: that is looked after when the configuration is made.)"""
+
+    @property
+    def one_size(self) -> bool:
+        """Whether images of A and of B must all have the same size."""
+        return False
 
     def require(self, right: bool, name: str, wanted: str) -> None:
         if not right:
@@ -128,6 +138,22 @@ class NetworkConfig(Config):
         self.one_of("norm", ("instance", "batch", "none"))
         self.one_of("init_type", ("normal", "xavier", "kaiming", "orthogonal"))
         self.one_of("gan_mode", GAN_MODES)
+
+    def check_image(self, width: int, height: int) -> None:
+        layers = {"basic": 3, "n_layers": self.n_layers_d}.get(self.discriminator, 0)
+        least = max(8, 3 * 2**layers if layers else 0)  # 8: of a ResNet, whose maps of a quarter are padded
+        if min(width, height) < least:
+            raise UsageError(f"too small for discriminator={self.discriminator}, which judges {least} pixels and more")
+        size = min(self.load_size, self.crop_size)
+        if self.discriminator == "stylegan2" and (width, height) != (size, size):
+            raise UsageError(f"not of {size} x {size}, the one size that discriminator=stylegan2 judges")
+        multiple = int(self.generator[5:]) if self.generator.startswith("unet_") else 4
+        if width % multiple or height % multiple:
+            raise UsageError(f"no multiples of {multiple}, as generator={self.generator} needs them")
+
+    @property
+    def one_size(self) -> bool:
+        return self.gan_mode == "wgangp"  # whose penalty mixes real and translated images
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from i2i.data.folders import list_images, pair
-from i2i.data.images import UNREADABLE, Picture, one_line, read_image
+from i2i.data.images import Picture
+from i2i.data.layouts import read_or_refuse
+from i2i.data.pages import PAGES
 from i2i.devices import choose_device
 from i2i.errors import UsageError
 from i2i.files import read_tensors, write_atomically
+from i2i.samples import finite_mean
 
 HELP = "score translations: FID, KID, and PSNR and SSIM where the true answers are known"
 METRICS = ("fid", "kid", "psnr", "ssim")
@@ -27,6 +30,7 @@ DISTANCES = ("fid", "kid")  # between sets; the others compare pairs
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's file: the original FID network's weights
 INSTALL = "pip install torch-fidelity"
 FEATURES = 2048
+LEAST_SIDE = 11  # of SSIM's window
 
 
 class Images(Dataset):
@@ -39,16 +43,10 @@ class Images(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(read_rgb(self.pictures[index].path).copy()).permute(2, 0, 1)
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8; 16 bits are rounded to 8. UsageError when there is no picture to be had from the file."""
-    try:
-        pixels = read_image(path, 3)
-    except UNREADABLE as error:
-        raise UsageError(f"{path}: cannot be read ({one_line(error)})") from None
-    return pixels if pixels.dtype == np.uint8 else pixels.round().astype(np.uint8)
+        pixels = read_or_refuse(self.pictures[index], 3)
+        if pixels.dtype != np.uint8:  # 16 bits; the FID network was made for 8
+            pixels = pixels.round().astype(np.uint8)
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def distances(
@@ -120,39 +118,58 @@ def check_weights(path: Path) -> None:
 
 
 def psnr(real: np.ndarray, fake: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 images; infinite for equal ones."""
-    error = float(np.square(real.astype(np.float64) - fake).mean())
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    """Peak signal-to-noise ratio in dB of two images as `read_image` gives them, 8 or 16 bits per channel; infinite
+    for equal ones."""
+    real, fake, peak = in_levels(real, fake)
+    error = float(np.square(real - fake).mean())
+    return 10 * math.log10(peak**2 / error) if error else math.inf
+
+
+def in_levels(*images: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """(the two images in the levels of their files, float64, the highest level): of 8 bits, or of 16 where one has
+    those. `read_image` gives 16 bits as float32 in 0 .. 255, a rounding away from the level."""
+    if all(image.dtype == np.uint8 for image in images):
+        return *(image.astype(np.float64) for image in images), 255
+    return *(np.rint(image.astype(np.float64) * 257) for image in images), 65535
 
 
 def ssim(real: np.ndarray, fake: np.ndarray) -> float:
-    """Structural similarity of two uint8 images (H, W, 3), sides at least 11 pixels, with the Gaussian window of Wang
-    et al. (2004), mean over channels."""
+    """Structural similarity of two images (H, W, 3) as `read_image` gives them, sides at least 11 pixels, with the
+    Gaussian window of Wang et al. (2004), mean over channels."""
     try:
         from skimage.metrics import structural_similarity
     except ImportError:
         raise UsageError("ssim needs scikit-image: pip install scikit-image") from None
-    if min(real.shape[:2]) < 11:
-        raise UsageError(f"ssim needs sides of at least 11 pixels, got {real.shape[1]} x {real.shape[0]}")
+    if min(real.shape[:2]) < LEAST_SIDE:
+        raise UsageError(f"ssim needs sides of at least {LEAST_SIDE} pixels, got {real.shape[1]} x {real.shape[0]}")
+    real, fake, peak = in_levels(real, fake)
     return float(
         structural_similarity(
-            real, fake, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            real, fake, channel_axis=-1, data_range=peak, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     )
 
 
 def compare_pairs(pairs: list[tuple[Picture, Picture]], wanted: tuple[str, ...]) -> dict[str, float]:
-    """Means of "psnr" and/or "ssim" over pairs (real, translated)."""
-    values: dict[str, list[float]] = {name: [] for name in wanted}
+    """Means of "psnr" and/or "ssim" over pairs (real, translated). The PSNR of equal images, which is infinite, is not
+    in the mean, but counted as "psnr_equal_pairs"; where all are equal, the mean is infinite."""
     for a, b in pairs:
-        real, fake = read_rgb(a.path), read_rgb(b.path)
-        if real.shape != fake.shape:
+        if a[1:3] != b[1:3]:
             raise UsageError(
                 f"{b.path} is {b.width} x {b.height}, but {a.path} is {a.width} x {a.height}; pairs must have one size"
             )
+        if "ssim" in wanted and min(a.width, a.height) < LEAST_SIDE:
+            raise UsageError(f"{a.path}: ssim needs at least {LEAST_SIDE} pixels each way, got {a.width} x {a.height}")
+    values: dict[str, list[float]] = {name: [] for name in wanted}
+    for a, b in pairs:
+        real, fake = (read_or_refuse(picture, 3) for picture in (a, b))
+        if real.shape != fake.shape:  # it says behind its pixels only how it is to be turned
+            raise UsageError(f"{b.path} and {a.path} are not of one size when upright")
         for name in wanted:
             values[name].append({"psnr": psnr, "ssim": ssim}[name](real, fake))
-    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
+    result = {name: finite_mean(numbers) for name, numbers in values.items()}
+    equal = sum(map(math.isinf, values.get("psnr", ())))
+    return result | ({"psnr_equal_pairs": equal} if equal else {})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +184,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="fid and kid (default; torch-fidelity), psnr and ssim of images of one name (ssim: scikit-image)",
     )
+    add("--pages", choices=PAGES, default=PAGES[0], help="of files of several pictures (default: refuse them)")
     add("--inception", type=Path, metavar="FILE", help=f"{WEIGHTS} (default: torch-fidelity downloads it)")
     add("--output", type=Path, metavar="FILE", help="write the numbers as JSON, too")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
@@ -174,7 +192,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
-    real, fake = list_images(args.real), list_images(args.fake)
+    real, fake = list_images(args.real, args.pages), list_images(args.fake, args.pages)
     result: dict[str, Any] = {"real": str(args.real), "fake": str(args.fake)}
     result |= {"real_images": len(real.pictures), "fake_images": len(fake.pictures)}
     in_pairs = tuple(name for name in METRICS if name in args.metrics and name not in DISTANCES)
@@ -197,6 +215,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def equal_pairs(result: dict[str, Any]) -> str:
+    count = result.get("psnr_equal_pairs", 0)
+    if not count or result["psnr"] == math.inf:
+        return ""
+    return f" (without {count} equal pair{'s' if count > 1 else ''}, of infinite PSNR)"
+
+
 def table(result: dict[str, Any]) -> str:
     lines = [f"{result['fake_images']} translated images, {result['real_images']} real ones"]
     if "fid" in result:
@@ -204,7 +229,7 @@ def table(result: dict[str, Any]) -> str:
     if "kid" in result:
         lines.append(f"KID   {result['kid']:.5f} (standard deviation over subsets: {result['kid_std']:.5f})")
     if "psnr" in result:
-        lines.append(f"PSNR  {result['psnr']:.2f} dB")
+        lines.append(f"PSNR  {result['psnr']:.2f} dB" + equal_pairs(result))
     if "ssim" in result:
         lines.append(f"SSIM  {result['ssim']:.4f}")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ import yaml
 
 from i2i.config import Config, suggestion
 from i2i.errors import UsageError
+from i2i.texts import read_text
 
 # Published names whose meaning is one field under another name.
 ALIASES = {
@@ -109,7 +110,7 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
 def read_file(path: Path) -> dict[str, Any]:
     """Options from a YAML (or JSON) file: names and values, as on the command line."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
         raise UsageError(f"config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ The photographs are in the public domain or CC0 (scikit-image says so at each); 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -117,4 +118,10 @@ class SamplePhotographs:
 def psnr(pictures: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
     """Mean over pictures (3, H, W) in [-1, 1], clamped, of the peak signal-to-noise ratio in dB."""
     errors = [(x.clamp(-1, 1) - truth).square().mean() for x, truth in zip(pictures, truths, strict=True)]
-    return sum(float(10 * torch.log10(4 / error)) for error in errors) / len(errors)
+    return finite_mean([float(10 * torch.log10(4 / error)) for error in errors])
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """Without what is infinite, which one picture equal to its answer would make of the whole; infinite if all are."""
+    finite = [value for value in values if value != math.inf]
+    return sum(finite) / len(finite) if finite else math.inf

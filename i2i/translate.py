@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -154,10 +155,10 @@ def find_jobs(inputs: Iterable[Path], output: Path) -> list[Job]:
             jobs += [Job(p, output / f"{p.stem}.png") for p in sources]
         else:
             raise UsageError(f"{given}: no such file or folder")
-    sources = {job.source.resolve() for job in jobs}
+    sources = {os.path.realpath(job.source) for job in jobs}  # not resolve: a link to itself stops it
     taken: dict[Path, Path] = {}
     for job in jobs:
-        if job.target.resolve() in sources:
+        if os.path.realpath(job.target) in sources:
             raise UsageError(f"{job.target} would replace one of the images; choose another output folder")
         if job.target in taken:
             raise UsageError(f"{taken[job.target]} and {job.source} would both become {job.target}")

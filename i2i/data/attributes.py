@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from i2i.data.folders import walk
-from i2i.data.images import UNREADABLE, one_line, read_image, to_tensor
+from i2i.data.folders import inspect_all
+from i2i.data.images import UNREADABLE, one_line, read_image, require_channels, to_tensor
+from i2i.data.listing import passed_over, tell, walk
 from i2i.data.preprocess import resize
 from i2i.errors import UsageError
 from i2i.labels import Label
+from i2i.texts import read_text
 
 Entries = list[tuple[Path, Label]]
 
@@ -28,21 +30,30 @@ def read_attributes(path: Path, names: Sequence[str]) -> list[tuple[str, Label]]
     """(file name, values of `names` as 0 and 1) by line of an attribute file: the number of images, the names of all
     attributes, then lines of a file name and 1 or -1 for every attribute."""
     try:
-        count, header, *lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        count, header, *lines = read_text(path).rstrip("\n").split("\n")
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not an attribute file ({one_line(error)})") from None
     columns = {name: place for place, name in enumerate(header.split(), 1)}
     missing = [name for name in names if name not in columns]
     if missing:
         raise UsageError(f"{path} has no attribute {', '.join(missing)}; there are {', '.join(columns)}")
-    found = []
+    found, hidden = [], 0
     for number, line in enumerate(lines, 3):
         if not line.strip():
             continue
         file, *values = words = line.split()
         if len(values) != len(columns) or not set(values) <= {"1", "-1"}:
             raise UsageError(f"{path}, line {number}: want a file name and {len(columns)} values of 1 or -1")
-        found.append((file, tuple(int(words[columns[name]] == "1") for name in names)))
+        if any(map(passed_over, Path(file).parts)):
+            hidden += 1
+        else:
+            found.append((file, tuple(int(words[columns[name]] == "1") for name in names)))
+    if hidden:
+        tell(f"{path}: {hidden} lines left out, they name hidden or system files")
+    if count.strip() != str(len(found) + hidden):
+        tell(f"{path}: its first line says {count.strip() or 'nothing'}, and {len(found) + hidden} images follow")
     return found
 
 
@@ -78,58 +89,93 @@ def split_published(entries: Entries, test_images: int) -> tuple[Entries, Entrie
 
 def split_official(entries: Entries, partition: Path) -> tuple[Entries, Entries]:
     """(training, test) by CelebA's partition file, with lines of a file name and 0 (training), 1 or 2 (test)."""
-    words = [line.split() for line in partition.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        words = [line.split() for line in read_text(partition).split("\n") if line.strip()]
+    except UnicodeDecodeError:
+        raise UsageError(f"{partition}: not a text file") from None
     if any(len(pair) != 2 for pair in words):
         raise UsageError(f"{partition}: want lines of a file name and 0, 1 or 2")
     part = dict(words)
     train, test = ([entry for entry in entries if part.get(entry[0].name) == number] for number in "02")
-    if not train or not test:
-        raise UsageError(f"{partition} leaves {len(train)} images to train on and {len(test)} to test")
+    if not train:
+        raise UsageError(f"{partition} leaves 0 images to train on and {len(test)} to test")
     return train, test
 
 
 def find_classes(data: Sequence[str], names: Sequence[str]) -> tuple[Entries, Entries]:
     """(training, test) from a folder that holds one folder for each class; or holds `train`, and perhaps `test`, which
-    do. Without `test`, the training images."""
+    do. Without a `test` to be used, the training images."""
     if len(data) != 1:
         raise UsageError(f"data must be one folder with the folders of the classes, got {len(data)}")
     root = Path(data[0])
-    train = root / "train" if (root / "train").is_dir() else root
-    phases = [train, root / "test"] if (root / "test").is_dir() else [train, train]
-    found = []
-    for folder in phases:
-        missing = [name for name in names if not (folder / name).is_dir()]
-        if missing:
-            there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-            raise UsageError(
-                f"{folder} has no folder {', '.join(missing)}; selected_attrs must be of {', '.join(there) or 'none'}"
-            )
-        label = dict(zip(names, np.eye(len(names), dtype=int).tolist()))
-        found.append([(path, tuple(label[name])) for name in names for path in walk(folder / name)])
-        if not found[-1]:
-            raise UsageError(f"{folder}: no images in the folders {', '.join(names)}")
-    return found[0], found[1]
+    train = find_phase(root / "train" if (root / "train").is_dir() else root, names)
+    if not (root / "test").is_dir():
+        return train, train
+    try:
+        return train, find_phase(root / "test", names)
+    except (UsageError, OSError) as error:
+        tell(f"pictures of the run are of training images: {error}")
+        return train, train
+
+
+def find_phase(folder: Path, names: Sequence[str]) -> Entries:
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not passed_over(path.name))
+        raise UsageError(
+            f"{folder} has no folder {', '.join(missing)}; selected_attrs must be of {', '.join(there) or 'none'}"
+        )
+    label = dict(zip(names, np.eye(len(names), dtype=int).tolist()))
+    found = {name: walk(folder / name) for name in names}
+    empty = [name for name in names if not found[name]]
+    if len(empty) == len(found):
+        raise UsageError(f"{folder}: no images in the folders {', '.join(names)}")
+    if empty:
+        tell(f"{folder}: no images of {', '.join(empty)}")
+    return [(path, tuple(label[name])) for name in names for path in found[name]]
+
+
+def open_entries(place: Path, entries: Entries, channels: int, pages: str) -> tuple[Entries, list[int]]:
+    """(pictures and their labels, page of each in its file), as `folders.inspect_all` opens them; UsageError where none
+    is left."""
+    found = inspect_all(place, [path for path, _ in entries], pages)
+    opened = [(picture, label) for pictures, (_, label) in zip(found, entries) for picture in pictures]
+    for picture, _ in opened:
+        require_channels(picture, channels)
+    if not opened:
+        raise UsageError(f"{place}: none of its {len(entries)} images can be read")
+    return [(picture.path, label) for picture, label in opened], [picture.page for picture, _ in opened]
 
 
 class LabelledPictures:
     """Pictures with labels: a square from the middle, reduced to crop_size. `center_crop`: its side in pixels; 0, or
-    more than a picture has: the largest there is."""
+    more than a picture has: the largest there is. `pages`: of each picture, in files of several."""
 
-    def __init__(self, entries: Entries, center_crop: int, crop_size: int, channels: int, flip: bool):
+    def __init__(
+        self,
+        entries: Entries,
+        center_crop: int,
+        crop_size: int,
+        channels: int,
+        flip: bool,
+        pages: Sequence[int] | None = None,
+    ):
         self.entries = entries
         self.labels = [label for _, label in entries]
         self.center_crop, self.crop_size, self.channels, self.flip = center_crop, crop_size, channels, flip
+        self.pages = pages
         self.skipped: set[Path] = set()
 
     def image(self, index: int, rng: np.random.Generator | None) -> Tensor:
         """(channels, crop_size, crop_size) in [-1, 1] of picture `index`, or of the next one with the same label where
         it cannot be decoded. Mirrored half of the time if there is a generator."""
         for offset in range(len(self.entries)):
-            path, label = self.entries[(index + offset) % len(self.entries)]
+            place = (index + offset) % len(self.entries)
+            path, label = self.entries[place]
             if label != self.labels[index] or path in self.skipped:
                 continue
             try:
-                return self.cut(read_image(path, self.channels), rng)
+                return self.cut(read_image(path, self.channels, self.pages[place] if self.pages else None), rng)
             except UsageError:
                 raise
             except UNREADABLE as error:

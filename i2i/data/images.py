@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +16,26 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from i2i.data.formats import EXTENSIONS as EXTENSIONS
+from i2i.data.formats import FORMATS
+from i2i.data.limits import any_size, refuse_lost_depth, require_memory
+from i2i.data.pages import (
+    DEPTH,
+    DESCRIPTION,
+    SeveralPages,
+    page_frames,
+    refuse_hidden_planes,
+    refuse_preview,
+    which_page,
+)
 from i2i.errors import UsageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff")
 # What reading a damaged file raises (SyntaxError: a broken PNG). UsageError is a ValueError too: catch it first.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
-ORIENTATION, BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = 0x0112, 258, 277  # numbers of EXIF and TIFF tags
+# Numbers of EXIF and TIFF tags.
+ORIENTATION, BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, PHOTOMETRIC = 0x0112, 258, 277, 262
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pillow keeps the high bytes of a 16-bit colour PNG. Read again by the name of the other byte order, it keeps the low
 # ones. Grey with alpha has no such name, but its four bytes per pixel are what RGBA has: L high, L low, A high, A low.
 LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
@@ -35,38 +52,72 @@ TURNS = {
 }
 
 
+# What tifffile finds wrong with a damaged file goes to handlers that were set up, not to stderr for lack of any.
+QUIET = logging.NullHandler()
+
+
 class Picture(NamedTuple):
-    """What a file's header tells. `bands`: a letter per channel, as Pillow writes them; "?" where a file names none."""
+    """What a file's header tells. `bands`: a letter per channel, as Pillow writes them; "?" where a file names none.
+    `page`: which of the file's pictures this is."""
 
     path: Path
     width: int  # upright
     height: int
     bands: str
+    page: int = 0
 
 
-def inspect_image(path: Path) -> Picture:
-    """Reads the header only: quick enough for every file of a large folder. Raises one of UNREADABLE."""
-    image = _open(path)
-    if image is None:
-        with _tiff_page(path) as page:
-            turned = page.tags.valueof(ORIENTATION, 1) > 4
-            size, bands = (page.imagewidth, page.imagelength), _tiff_bands(page)
-    else:
-        with image:
-            # Pillow gives the size of a TIFF upright already. A PNG's own getexif would read all of its pixels.
-            turned = image.format != "TIFF" and Image.Image.getexif(image).get(ORIENTATION, 1) > 4
-            size, bands = image.size, _bands(image)
-    return Picture(path, *(size[::-1] if turned else size), bands)
+def inspect_image(path: Path, page: int | None = None) -> Picture:
+    """Reads the header only: quick enough for every file of a large folder. Raises one of UNREADABLE.
+
+    `page`: of a file of several; without it, these raise SeveralPages.
+    """
+    with any_size(), told_in_one_way():
+        image = _open(path, page)
+        if image is not None:
+            with image:
+                return _header(path, image, page or 0)
+        with _tiff_pages(path) as found:
+            return _tiff_header(path, found[which_page(path, page, len(found))], page or 0)
 
 
-def read_image(path: Path, channels: int = 3) -> np.ndarray:
+def inspect_pages(path: Path, pages: str = "refuse") -> list[Picture]:
+    """The picture of a file, or with `pages` the "first" or "all" of several. Raises one of UNREADABLE."""
+    try:
+        return [inspect_image(path)]
+    except SeveralPages as found:
+        if pages == "refuse":
+            raise
+        return [inspect_image(path, 0)] if pages == "first" else _inspect_all(path, found.count)
+
+
+def _inspect_all(path: Path, count: int) -> list[Picture]:
+    """As `inspect_image` of each page, but the file is opened once: to find a page means to walk through those before
+    it, and a stack has hundreds."""
+    pictures: list[Picture] = []
+    with any_size(), told_in_one_way(), ExitStack() as stack:
+        image = _identify(path)
+        frames = page_frames(stack.enter_context(image)) if image is not None else []
+        tiff: list[Any] = []
+        for page in range(count):
+            if image is not None and _turn_to(image, path, frames[page]):
+                pictures.append(_header(path, image, page))
+            else:
+                tiff = tiff or stack.enter_context(_tiff_pages(path))
+                pictures.append(_tiff_header(path, tiff[page], page))
+    return pictures
+
+
+def read_image(path: Path, channels: int = 3, page: int | None = None) -> np.ndarray:
     """(H, W, channels), upright. 8 bits per channel: uint8. 16 bits: float32 in 0 .. 255, every level kept apart.
 
     1 channel: luminance by Rec. 601; 2: grey and alpha, or a TIFF of two; 3: RGB, grey three times, alpha dropped;
     4: RGBA, CMYK, or a TIFF of four. Channels that a file has none of are not made up: UsageError with the path.
+    `page`: of a file of several; without it, these raise SeveralPages, a UsageError too.
     Raises one of UNREADABLE when there is no picture to be had from the file.
     """
-    pixels, bands = _decode(path)
+    with any_size(), told_in_one_way():
+        pixels, bands = _decode(path, page)
     require_channels(Picture(path, pixels.shape[1], pixels.shape[0], bands), channels)
     if len(bands) == channels:
         return pixels
@@ -97,30 +148,87 @@ def luminance(pixels: np.ndarray) -> np.ndarray:
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """(H, W, C) in 0 .. 255 -> (C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(pixels, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+    # In place: of a picture of 20,000 x 20,000 pixels each copy takes 5 GB.
+    return torch.from_numpy(np.array(pixels, dtype=np.float32)).permute(2, 0, 1).div_(127.5).sub_(1)
 
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _open(path: Path) -> Image.Image | None:
-    """The picture in Pillow's hands, its pixels not read yet; None for a TIFF of which Pillow would lose something."""
+@contextmanager
+def told_in_one_way() -> Iterator[None]:
+    """Whatever Pillow stumbles over in a damaged file becomes one of UNREADABLE: readers of rare formats raise
+    KeyError, IndexError, struct.error, EOFError and more."""
     try:
-        image = Image.open(path)
-    except UnidentifiedImageError:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return None
+        yield
+    except UNREADABLE:
         raise
-    if image.format == "PPM" and image.mode == "RGB" and _raw_mode(image) != "RGB" and _raw_mode(image)[1] > 255:
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _open(path: Path, page: int | None) -> Image.Image | None:
+    """A page in Pillow's hands, its pixels not read yet; None for a TIFF of which Pillow would lose something."""
+    image = _identify(path)
+    if image is None:
+        return None
+    try:
+        known = page is not None and getattr(image, "is_animated", False)
+        frames = _known_frames(path, os.stat(path).st_mtime_ns) if known else page_frames(image)
+        if image.format == "TIFF":
+            refuse_hidden_planes(image.tag_v2.get(DESCRIPTION), image.tag_v2.get(DEPTH), len(frames))
+        if _turn_to(image, path, frames[which_page(path, page, len(frames))]):
+            return image
+    except BaseException:
         image.close()
-        raise ValueError("a colour PPM of more than 8 bits, which would be cut to 8: save it as PNG or TIFF")
-    if image.format == "TIFF":
-        samples, bits = image.tag_v2.get(SAMPLES_PER_PIXEL, 1), image.tag_v2.get(BITS_PER_SAMPLE, (1,))
-        if samples != len(image.getbands()) or (samples > 1 and max(bits) > 8):
-            image.close()
-            return None
-    return image
+        raise
+    image.close()
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _known_frames(path: Path, changed: int) -> list[int]:
+    """`page_frames` of a file of several, which is read page by page. `changed`: when the file was, last."""
+    with Image.open(path, formats=FORMATS) as image:
+        return page_frames(image)
+
+
+def _identify(path: Path) -> Image.Image | None:
+    """The file in Pillow's hands; None for a TIFF of a kind that Pillow does not know."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+        raise ValueError("not a regular file")
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            if file.read(4) in TIFF_MARKS:
+                return None
+        raise
+
+
+def _turn_to(image: Image.Image, path: Path, frame: int) -> bool:
+    """Whether Pillow loses nothing of the frame of a TIFF, to which it turns."""
+    try:
+        image.seek(frame)
+    except SyntaxError:  # a mode that Pillow does not know, of a page behind the first
+        if image.format == "TIFF":
+            return False
+        raise
+    refuse_lost_depth(image, path)
+    if image.format != "TIFF":
+        return True
+    refuse_preview(image)
+    samples, bits = image.tag_v2.get(SAMPLES_PER_PIXEL, 1), image.tag_v2.get(BITS_PER_SAMPLE, (1,))
+    return samples == len(image.getbands()) and (samples == 1 or max(bits) <= 8)
+
+
+def _header(path: Path, image: Image.Image, page: int) -> Picture:
+    bands = _bands(image)
+    require_memory(*image.size, len(bands))
+    # Pillow gives the size of a TIFF upright already. A PNG's own getexif would read all of its pixels.
+    turned = image.format != "TIFF" and Image.Image.getexif(image).get(ORIENTATION, 1) > 4
+    return Picture(path, *(image.size[::-1] if turned else image.size), bands, page)
 
 
 def _raw_mode(image: Image.Image) -> Any:
@@ -138,27 +246,37 @@ def _bands(image: Image.Image) -> str:
         return "L"
     if image.mode == "P":
         return "RGBA" if "transparency" in image.info else "RGB"
+    if image.mode in ("PA", "RGBa", "La"):
+        return "LA" if image.mode == "La" else "RGBA"
     return image.mode if image.mode in ("L", "LA", "RGBA", "CMYK") else "RGB"
 
 
-def _decode(path: Path) -> tuple[np.ndarray, str]:
+def _decode(path: Path, page: int | None) -> tuple[np.ndarray, str]:
     """(pixels as `read_image` gives them, their bands)."""
-    image = _open(path)
+    image = _open(path, page)
     if image is None:
-        return _decode_tiff(path)
+        return _decode_tiff(path, page)
     with image:
         bands, deep, raw = _bands(image), image.mode.startswith("I"), _raw_mode(image)
+        require_memory(*image.size, len(bands))
         if image.format == "PNG" and raw in LOW_BYTES:
+            if page:
+                raise ValueError("an animated PNG of 16 bits, of which only the first frame can be read")
             return _decode_deep_png(path, raw), bands
+        white_is_0 = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0
         # Pillow maps an uncompressed TIFF by its name into memory, and one that is to be turned by a quarter by its
         # upright size, which shears it (13.0).
         image.filename = ""
         ImageOps.exif_transpose(image, in_place=True)
         pixels = np.asarray(image if deep or image.mode == bands else image.convert(bands))
     if deep:
-        if pixels.min() < 0 or pixels.max() > 65535:
+        # Pillow leaves the levels of a TIFF of 12 bits as they are, and those of a grey one whose 0 is white; it turns
+        # the same of 8 bits over.
+        top = 4095 if ";12" in str(raw) else 65535
+        if pixels.min() < 0 or pixels.max() > top:
             raise ValueError("more than 16 bits per pixel")
-        pixels = pixels.astype(np.float32) / 257
+        pixels = pixels.astype(np.float32)
+        pixels = (top - pixels if white_is_0 else pixels) / np.float32(top / 255)
     return pixels if pixels.ndim == 3 else pixels[..., None], bands
 
 
@@ -177,9 +295,11 @@ def _png_bytes(path: Path, raw: str) -> np.ndarray:
         return np.asarray(ImageOps.exif_transpose(image))
 
 
-def _decode_tiff(path: Path) -> tuple[np.ndarray, str]:
+def _decode_tiff(path: Path, number: int | None) -> tuple[np.ndarray, str]:
     """Several channels of 16 bits, or channels that the file does not name."""
-    with _tiff_page(path) as page:
+    with _tiff_pages(path) as pages:
+        page = pages[which_page(path, number, len(pages))]
+        require_memory(page.imagewidth, page.imagelength, page.samplesperpixel)
         pixels, bands = page.asarray(), _tiff_bands(page)
         turn = TURNS.get(page.tags.valueof(ORIENTATION, 1))
         if page.axes == "SYX":
@@ -192,10 +312,12 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, str]:
 
 
 @contextmanager
-def _tiff_page(path: Path) -> Iterator[Any]:
-    """The first page of a TIFF, a `tifffile.TiffPage`."""
+def _tiff_pages(path: Path) -> Iterator[list[Any]]:
+    """The pages of a TIFF, each a `tifffile.TiffPage`."""
     try:
         import tifffile
+
+        logging.getLogger(tifffile.__name__).addHandler(QUIET)
     except ImportError:
         raise UsageError(
             f"{path}: a TIFF with several channels of 16 bits, or with channels it does not name, needs tifffile: "
@@ -203,11 +325,20 @@ def _tiff_page(path: Path) -> Iterator[Any]:
         ) from None
     try:
         with tifffile.TiffFile(path) as file:
-            yield file.pages[0]
-    except OSError:
+            pages = [page for page in file.pages if not (page.is_reduced or page.is_mask)] or [file.pages[0]]
+            refuse_hidden_planes(pages[0].description, pages[0].imagedepth, len(pages))
+            yield pages
+    except (OSError, UsageError):
         raise
     except Exception as error:  # of a damaged file: of many kinds, none of them documented
         raise ValueError(one_line(error)) from error
+
+
+def _tiff_header(path: Path, page: Any, number: int) -> Picture:
+    size, bands = (page.imagewidth, page.imagelength), _tiff_bands(page)
+    require_memory(*size, len(bands))
+    turned = page.tags.valueof(ORIENTATION, 1) > 4
+    return Picture(path, *(size[::-1] if turned else size), bands, number)
 
 
 def _tiff_bands(page: Any) -> str:

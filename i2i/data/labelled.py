@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,12 +17,15 @@ from i2i.attribute_samples import SampleAttributes
 from i2i.config import Config
 from i2i.data.attributes import (
     PARTITION,
+    Entries,
     LabelledPictures,
     find_attributes,
     find_classes,
+    open_entries,
     split_official,
     split_published,
 )
+from i2i.data.listing import tell
 from i2i.errors import UsageError
 from i2i.labels import BATCH, GROUP, Label, LabelSpace
 
@@ -58,9 +62,13 @@ class InTurn:
         return image, torch.tensor(self.source.labels[index], dtype=torch.float32)
 
     def preview(self, count: int) -> tuple[Tensor, Tensor]:
-        shown = range(min(count, len(self.test.labels)))
-        images = torch.stack([self.test.image(index, None) for index in shown])
-        return images, torch.tensor([self.test.labels[index] for index in shown], dtype=torch.float32)
+        if self.test is not self.source:
+            try:
+                return sheet(self.test, count)
+            except (UsageError, OSError) as error:  # pictures to look at are not worth a run
+                tell(f"\npictures of the run are of training images from now on: {error}")
+                self.test = self.source
+        return sheet(self.source, count)
 
     @property
     def held_out(self) -> Callable[..., float]:
@@ -69,6 +77,12 @@ class InTurn:
     @property
     def metric(self) -> str:
         return self.source.metric
+
+
+def sheet(source: Source, count: int) -> tuple[Tensor, Tensor]:
+    shown = range(min(count, len(source.labels)))
+    images = torch.stack([source.image(index, None) for index in shown])
+    return images, torch.tensor([source.labels[index] for index in shown], dtype=torch.float32)
 
 
 class FewLabels(InTurn):
@@ -180,5 +194,21 @@ def open_pictures(config: Config, space: LabelSpace) -> tuple[Source, Source]:
         else:
             parts = split_published(entries, config.test_images)
     shape = (config.center_crop, config.crop_size, config.input_nc, config.flip)
-    train, test = (LabelledPictures(part[: config.max_dataset_size or None], *shape) for part in parts)
-    return train, test
+    place = Path(config.data[0])
+
+    def opened(part: Entries) -> LabelledPictures:
+        limited = part[: config.max_dataset_size or None]
+        entries, pages = open_entries(place, limited, config.input_nc, config.pages)
+        return LabelledPictures(entries, *shape, pages)
+
+    train, test = parts
+    source = opened(train)
+    if not test:
+        tell("pictures of the run are of training images: none are held out")
+    if not test or test == train:
+        return source, source
+    try:
+        return source, opened(test)
+    except UsageError as error:
+        tell(f"pictures of the run are of training images: {error}")
+        return source, source

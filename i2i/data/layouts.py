@@ -20,6 +20,7 @@ from torch import Tensor
 
 from i2i.data.folders import Folder, pair
 from i2i.data.images import UNREADABLE, Picture, one_line, read_image, require_channels
+from i2i.data.listing import tell
 from i2i.data.preprocess import BATCH_ZOOM, ImageOptions, cells, cut, preprocess, require_size, scale
 from i2i.errors import UsageError
 
@@ -63,9 +64,22 @@ class Layout:
         raise NotImplementedError
 
     def preview(self, count: int) -> tuple[Tensor, ...]:
-        shown = copy.copy(self.test or self)
+        if self.test is not None:
+            try:
+                return self.test.sheet(count)
+            except (UsageError, OSError) as error:  # pictures to look at are not worth a run
+                tell(f"\npictures of the run are of training images from now on: {error}")
+                self.test = None
+        return self.sheet(count)
+
+    def sheet(self, count: int) -> tuple[Tensor, ...]:
+        shown = copy.copy(self)
         shown.options, shown.full_view_from = shown.options.for_preview(), None
         return stack([shown.item(number) for number in range(min(count, len(shown)))])
+
+    def sides(self) -> list[list[Picture]]:
+        """The pictures of each domain, for `sizes.check_sizes`; none where all are cut to one size."""
+        return []
 
     def limited(self, entries: Sequence[Any]) -> Sequence[Any]:
         return entries[: self.options.max_dataset_size or None]
@@ -90,12 +104,13 @@ class Layout:
     def read(self, entries: Sequence[tuple[Picture, ...]], index: int, *channels: int) -> list[np.ndarray]:
         """The pictures of the entry at `index`, or of the next one whose files can all be decoded."""
         for offset in range(len(entries)):
-            images: dict[tuple[Path, int], np.ndarray] = {}  # the two halves of one file are decoded once
-            wanted = [(p.path, c) for p, c in zip(entries[(index + offset) % len(entries)], channels, strict=True)]
+            images: dict[tuple[Picture, int], np.ndarray] = {}  # the two halves of one file are decoded once
+            wanted = list(zip(entries[(index + offset) % len(entries)], channels, strict=True))
             try:
-                for path, count in wanted:
-                    if (path, count) not in images:
-                        images[path, count] = read_image(path, count)
+                for picture, count in wanted:
+                    if (picture, count) not in images:
+                        path = picture.path
+                        images[picture, count] = read_image(path, count, picture.page)
                 return [images[key] for key in wanted]
             except UsageError:
                 raise
@@ -127,6 +142,9 @@ class Unaligned(Layout):
     def describe(self) -> str:
         return f"A = {self.folders[0].describe()}; B = {self.folders[1].describe()}"
 
+    def sides(self) -> list[list[Picture]]:
+        return [[picture for (picture,) in side] for side in (self.a, self.b)]
+
     def item(self, number: int) -> tuple[Tensor, Tensor]:
         """(A of input_nc channels, B of output_nc)."""
         index, rng = self.draw(number)
@@ -154,9 +172,12 @@ class Aligned(Layout):
                     f"{a.path} is {a.width} x {a.height} and its partner {b.path} {b.width} x {b.height} pixels: "
                     "pairs must be of one size"
                 )
-        sides = [tuple(self.half(picture) for picture in entry) for entry in self.entries]
-        self.require([a for a, _ in sides], options.input_nc)
-        self.require([b for _, b in sides], options.output_nc)
+        a, b = self.sides()
+        self.require(a, options.input_nc)
+        self.require(b, options.output_nc)
+
+    def sides(self) -> list[list[Picture]]:
+        return [[self.half(entry[side]) for entry in self.entries] for side in range(2)]
 
     def half(self, picture: Picture) -> Picture:
         return picture._replace(width=picture.width // 2) if self.halves else picture
@@ -173,6 +194,12 @@ class Aligned(Layout):
         """(A of input_nc channels, B of output_nc); the other way round with direction BtoA."""
         index, rng = self.draw(number)
         sides = self.read(self.entries, index, self.options.input_nc, self.options.output_nc)
+        if sides[0].shape[:2] != sides[1].shape[:2]:  # one crop would be of two places
+            a, b = (picture.path for picture in self.entries[index])
+            raise UsageError(
+                f"{a} and {b} are no longer of one size: one has changed since the run began, or says behind its "
+                "pixels only how it is to be turned"
+            )
         if self.halves:
             middle = sides[0].shape[1] // 2
             left, right = slice(0, middle), slice(middle, None)
@@ -200,7 +227,7 @@ class SingleFolder(Layout):
     def item(self, number: int) -> tuple[Tensor]:
         """UsageError where the file cannot be decoded: another's translation must not bear its name."""
         index, rng = self.draw(number)
-        return (self.shown(read_or_refuse(self.pictures[index].path, self.options.input_nc), number, rng),)
+        return (self.shown(read_or_refuse(self.pictures[index], self.options.input_nc), number, rng),)
 
 
 class SingleImage(Layout):
@@ -217,7 +244,7 @@ class SingleImage(Layout):
             if len(folder.pictures) != 1:
                 raise UsageError(f"{folder.place}: exactly one image wanted, found {len(folder.pictures)}")
             self.require(folder.pictures, channels)
-            self.images.append(read_or_refuse(folder.pictures[0].path, channels))
+            self.images.append(read_or_refuse(folder.pictures[0], channels))
         # Of 1024 x 768 pixels, a batch of 16 takes 17 ms with this and 210 ms without. Threads are at several batches.
         self.zoomed = lru_cache(maxsize=32)(self._zoom)
 
@@ -227,6 +254,9 @@ class SingleImage(Layout):
     def describe(self) -> str:
         a, b = (folder.pictures[0].path for folder in self.folders)
         return f"A = {a}; B = {b}; {self.crops} crops a pass"
+
+    def sides(self) -> list[list[Picture]]:
+        return [] if "zoom" in self.options.preprocess else [folder.pictures for folder in self.folders]
 
     def item(self, number: int) -> tuple[Tensor, Tensor]:
         batch, place = divmod(number, self.batch_size)
@@ -248,13 +278,13 @@ class SingleImage(Layout):
         return stack([self.item(number) for number in range(count)])
 
 
-def read_or_refuse(path: Path, channels: int) -> np.ndarray:
+def read_or_refuse(picture: Picture, channels: int) -> np.ndarray:
     try:
-        return read_image(path, channels)
+        return read_image(picture.path, channels, picture.page)
     except UsageError:
         raise
     except UNREADABLE as error:
-        raise UsageError(f"{path}: cannot be read ({one_line(error)})") from None
+        raise UsageError(f"{picture.path}: cannot be read ({one_line(error)})") from None
 
 
 def stack(items: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -7,10 +7,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from i2i.config import Config, suggestion
-from i2i.data.folders import Folder, find_domains, find_pairs, list_images
+from i2i.data.folders import TEST_PHASES, Folder, find_domains, find_pairs, list_images
 from i2i.data.labelled import LABELLED_MODES, open_labelled
 from i2i.data.layouts import Aligned, Dataset, Layout, SingleFolder, SingleImage, Unaligned
+from i2i.data.listing import tell
 from i2i.data.preprocess import ImageOptions
+from i2i.data.sizes import check_sizes
 from i2i.errors import UsageError
 from i2i.samples import SamplePhotographs
 
@@ -41,7 +43,7 @@ def open_dataset(
     if mode == "single":
         if len(data) != 1:
             raise UsageError(f"data must be one folder for dataset_mode single, got {len(data)}")
-        return SingleFolder(list_images(data[0]), options)
+        return SingleFolder(list_images(data[0], options.pages), options)
     if mode == "singleimage":
         folders = open_folders(find_domains(data, phase), options)
         if training:
@@ -53,16 +55,18 @@ def open_dataset(
     if training:
         try:
             shown = find(data, "test")
-        except UsageError:  # no folders of the test phase: the preview is of training images
-            return dataset
-        if shown != places:
-            dataset.test = kind(open_folders(shown, options), options.for_preview())
+            if shown != places:
+                dataset.test = kind(open_folders(shown, options), options.for_preview())
+        except (UsageError, OSError) as error:
+            # The sheets of the run are then of training images. Without any folder for them, nothing else is expected.
+            if any(Path(data[0], name + side).is_dir() for name in TEST_PHASES for side in ("", "A", "B")):
+                tell(f"pictures of the run are of training images: {error}")
     return dataset
 
 
 def open_folders(places: Sequence[Path], options: ImageOptions) -> list[Folder]:
     """In the order of translation: what direction BtoA calls A is B's folder."""
-    return [list_images(place) for place in (places[::-1] if options.direction == "BtoA" else places)]
+    return [list_images(place, options.pages) for place in (places[::-1] if options.direction == "BtoA" else places)]
 
 
 def open_training_data(config: Config) -> Dataset:
@@ -71,7 +75,9 @@ def open_training_data(config: Config) -> Dataset:
         return open_labelled(config)
     if config.data:
         options = ImageOptions(**{field.name: getattr(config, field.name) for field in fields(ImageOptions)})
-        return open_dataset(config.dataset_mode, config.data, options=options, batch_size=config.batch_size)
+        dataset = open_dataset(config.dataset_mode, config.data, options=options, batch_size=config.batch_size)
+        check_sizes(dataset.sides(), options, config)
+        return dataset
     if (config.input_nc, config.output_nc, config.direction) != (3, 3, "AtoB"):
         raise UsageError("the sample photographs are for input_nc 3, output_nc 3 and direction AtoB only")
     return SamplePhotographs(config.crop_size, config.flip, config.seed, config.dataset_mode)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from i2i.config import suggestion
 from i2i.data.images import to_tensor
+from i2i.data.pages import PAGES
 from i2i.errors import UsageError
 
 # Parts between "_and_" are steps, done in this order.
@@ -45,6 +46,7 @@ class ImageOptions:
     serial_batches: bool = False
     max_dataset_size: int = 0
     seed: int = 0
+    pages: str = "refuse"
 
     def __post_init__(self) -> None:
         if self.preprocess not in MODES:
@@ -54,6 +56,10 @@ class ImageOptions:
             )
         if self.direction not in ("AtoB", "BtoA"):
             raise UsageError(f"direction must be AtoB or BtoA, got {self.direction}")
+        if self.pages not in PAGES:
+            raise UsageError(
+                f"pages must be one of {', '.join(PAGES)}; got {self.pages}{suggestion(self.pages, PAGES)}"
+            )
         for name in ("input_nc", "output_nc"):
             if not 1 <= getattr(self, name) <= 4:
                 raise UsageError(f"{name} must be 1 to 4 channels, got {getattr(self, name)}")
@@ -97,21 +103,27 @@ def scale(
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
     """The first half of `preprocess`."""
-    height, width = image.shape[:2]
+    factors = rng.uniform(*zoom, size=2) if "zoom" in options.preprocess else (1.0, 1.0)
+    return resize(image, *scaled_size(image.shape[1], image.shape[0], options, *factors), resample)
+
+
+def scaled_size(
+    width: int, height: int, options: ImageOptions, across: float = 1.0, down: float = 1.0
+) -> tuple[int, int]:
+    """What `scale` makes of a size; across, down: the factors of `zoom`."""
     steps, crop, load = options.preprocess.split("_and_"), options.crop_size, options.load_size
     if "fixsize" in steps:
-        return resize(image, crop, crop, resample)
+        return crop, crop
     if "resize" in steps:
-        return resize(image, load, load, resample)
+        return load, load
     if "scale_width" in steps:
-        return resize(image, load, int(max(load * height / width, crop)), resample)
+        return load, int(max(load * height / width, crop))
     if "scale_shortside" in steps:
         factor = load / min(height, width)
-        return resize(image, round(width * factor), round(height * factor), resample)
+        return round(width * factor), round(height * factor)
     if "zoom" in steps:
-        across, down = rng.uniform(*zoom, size=2)
-        return resize(image, round(max(crop, width * across)), round(max(crop, height * down)), resample)
-    return image
+        return round(max(crop, width * across)), round(max(crop, height * down))
+    return width, height
 
 
 def cut(
@@ -128,11 +140,27 @@ def cut(
         image = random_window(image, crop, rng)
     elif "patch" in steps:
         image = grid_cell(image, crop, int(rng.integers(cells(image, crop))) if cell is None else cell, rng)
-    height, width = (max(4, round(side / 4) * 4) for side in image.shape[:2])
+    width, height = rounded(image.shape[1], image.shape[0])
     image = resize(image, width, height, resample)
     if options.flip and rng.random() < 0.5:
         image = image[:, ::-1]
     return to_tensor(image)
+
+
+def rounded(width: int, height: int) -> tuple[int, int]:
+    """To multiples of 4, as published."""
+    return max(4, round(width / 4) * 4), max(4, round(height / 4) * 4)
+
+
+def final_sizes(width: int, height: int, options: ImageOptions) -> set[tuple[int, int]]:
+    """(width, height) of what `preprocess` gives for a picture of this size: one, or the smallest and the largest."""
+    steps, crop = options.preprocess.split("_and_"), options.crop_size
+    if "crop" in steps or "patch" in steps:
+        return {rounded(min(crop, side), min(crop, other)) for side, other in [scaled_size(width, height, options)]}
+    if "trim" in steps:
+        return {rounded(min(crop, width), min(crop, height))}
+    factors = ZOOM if "zoom" in steps else (1.0,)
+    return {rounded(*scaled_size(width, height, options, factor, factor)) for factor in factors}
 
 
 def require_size(width: int, height: int, options: ImageOptions) -> None:

@@ -79,6 +79,14 @@ class CUTConfig(NetworkConfig):
         if self.lambda_nce > 0:
             self.check_contrast()
 
+    def check_image(self, width: int, height: int) -> None:
+        super().check_image(width, height)
+        places = (width // 4) * (height // 4)  # of the smallest tapped maps
+        if self.lambda_nce > 0 and self.feature_network != "reshape" and self.num_patches > places:
+            raise UsageError(
+                f"too small for num_patches={self.num_patches}: there are {places}, a sixteenth of the pixels"
+            )
+
     @property
     def translates_b(self) -> bool:
         """Whether G sees B too, for the contrastive identity loss."""

@@ -57,6 +57,10 @@ class DiscoGANConfig(Config):
         for name in ("starting_rate", "default_rate"):
             self.require(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
 
+    def check_image(self, width: int, height: int) -> None:
+        if (width, height) != (SIDE, SIDE):
+            raise UsageError(f"not of {SIDE} x {SIDE}, the one size that the discriminator is made for")
+
 
 class DiscoGAN(Alternating):
     """G_A translates A to B and G_B back; D_A tells B from G_A's images, D_B tells A from G_B's (the letters of

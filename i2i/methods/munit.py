@@ -83,8 +83,7 @@ class MUNITConfig(Config):
         self.require(self.lr_policy == "linear", "lr_policy", f"left alone {own}")
         self.require(self.n_epochs_decay == 0, "n_epochs_decay", f"0 {own}")
         self.require(0 < self.gamma <= 1, "gamma", "in (0, 1]")
-        least = 2 ** (self.n_layers_d + self.num_scales - 1)  # of which the last discriminator sees one score
-        multiple = 2**self.n_downsample
+        least, multiple = self.least_side, 2**self.n_downsample
         self.require(
             self.crop_size >= least and self.crop_size % multiple == 0,
             "crop_size",
@@ -98,6 +97,23 @@ class MUNITConfig(Config):
                 "features.0.weight, ...; torchvision's weights are others)",
             )
             self.require(self.input_nc == self.output_nc == 3, "vgg_w", "0 unless both domains have 3 channels")
+
+    @property
+    def least_side(self) -> int:
+        return 2 ** (self.n_layers_d + self.num_scales - 1)  # of which the last discriminator sees one score
+
+    def check_image(self, width: int, height: int) -> None:
+        if min(width, height) < self.least_side:
+            raise UsageError(
+                f"too small for discriminators of {self.num_scales} scales, which judge {self.least_side} pixels"
+            )
+        multiple = 2**self.n_downsample
+        if width % multiple or height % multiple:
+            raise UsageError(f"no multiples of {multiple}, as n_downsample={self.n_downsample} needs them")
+
+    @property
+    def one_size(self) -> bool:
+        return True  # images of A and B are batches of one kind wherever they go through one network
 
 
 class MUNIT(Method):

@@ -10,8 +10,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from i2i.data import inspect_image, read_image, to_tensor
+from i2i.data import ImageOptions, inspect_image, open_dataset, read_image, to_tensor
 from i2i.errors import UsageError
+from i2i.evaluate import compare_pairs
 
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by the number of channels
 
@@ -20,8 +21,9 @@ def noise(*shape, dtype=np.uint8):
     return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
-def write_png16(path, levels, orientation=0):
-    """Pillow writes 16 bits for grey only. Rows without prediction, and an EXIF chunk if asked for."""
+def write_png16(path, levels, orientation=0, place=1):
+    """Pillow writes 16 bits for grey only. Rows without prediction, and an EXIF chunk if asked for; `place` 1: before
+    the pixels, 2: behind them."""
     height, width, channels = levels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
     header = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPES[channels], 0, 0, 0)
@@ -29,7 +31,7 @@ def write_png16(path, levels, orientation=0):
     if orientation:
         exif = Image.Exif()
         exif[0x0112] = orientation
-        chunks.insert(1, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+        chunks.insert(place, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
     body = (
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
@@ -67,7 +69,7 @@ def test_16_bit_png_keeps_every_level(tmp_path, channels):
     levels = noise(6, 9, channels, dtype=np.uint16)
     path = write_png16(tmp_path / "x.png", levels)
     np.testing.assert_array_equal(levels16(path, channels), levels)
-    assert inspect_image(path)[1:] == (9, 6, "L LA RGB RGBA".split()[channels - 1])
+    assert inspect_image(path)[1:4] == (9, 6, "L LA RGB RGBA".split()[channels - 1])
 
 
 @pytest.mark.parametrize("kw", [{}, {"compression": "zlib"}, {"planarconfig": "separate"}, {"byteorder": ">"}], ids=str)
@@ -219,3 +221,19 @@ def test_broken_files_say_so(tmp_path, name):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises((OSError, ValueError, SyntaxError)):
         read_image(path)
+
+
+def test_a_pair_that_is_of_two_sizes_after_all(tmp_path):
+    """The header says one size; behind the pixels stands that they are to be turned."""
+    levels = noise(40, 64, 3, dtype=np.uint16)
+    for side, orientation, place in (("a", 6, 1), ("b", 6, 2), ("c", 0, 1)):
+        (tmp_path / side).mkdir()
+        write_png16(tmp_path / side / "x.png", levels, orientation, place)
+    options = ImageOptions(load_size=32, crop_size=32)
+    with pytest.raises(UsageError, match="pairs must be of one size"):
+        open_dataset("aligned", (str(tmp_path / "a"), str(tmp_path / "c")), options=options)
+    pairs = open_dataset("aligned", (str(tmp_path / "b"), str(tmp_path / "c")), options=options)
+    with pytest.raises(UsageError, match="b/x.png and .*c/x.png are no longer of one size"):
+        pairs.item(0)
+    with pytest.raises(UsageError, match="are not of one size when upright"):
+        compare_pairs(pairs.entries, ("psnr",))

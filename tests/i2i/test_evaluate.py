@@ -9,6 +9,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
@@ -144,10 +145,74 @@ def test_scores_of_known_pairs(tmp_path):
     assert ssim(black, grey) == pytest.approx(6.5025 / (51**2 + 6.5025), rel=1e-9)
 
 
+def deep_folder(path, images):
+    path.mkdir()
+    for i, image in enumerate(images):
+        tifffile.imwrite(path / f"{i}.tif", image, photometric="rgb")
+
+
+@pytest.mark.parametrize("step", [1, 16])
+def test_16_bits_are_compared_in_16(tmp_path, step):
+    """A difference of `step` levels of 65535: nothing is left of it in 8 bits."""
+    rng = np.random.default_rng(0)
+    real = [rng.integers(64, 65000, (12, 16, 3), dtype=np.uint16) // 257 * 257 for _ in range(2)]
+    deep_folder(tmp_path / "real", real)
+    deep_folder(tmp_path / "fake", [image + np.uint16(step) for image in real])
+    assert evaluate(tmp_path, "--metrics", "psnr", "ssim", "--output", tmp_path / "scores.json") == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["psnr"] == pytest.approx(20 * np.log10(65535 / step), rel=1e-12)
+    options = dict(channel_axis=-1, data_range=65535, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    wanted = [structural_similarity(a.astype(float), a.astype(float) + step, **options) for a in real]
+    assert scores["ssim"] == pytest.approx(np.mean(wanted), rel=1e-12) and scores["ssim"] < 1
+
+
+def test_8_bits_against_16_are_compared_in_16():
+    shallow = np.full((12, 16, 3), 100, np.uint8)
+    assert psnr(shallow, shallow.astype(np.float32)) == np.inf
+    deep = (shallow.astype(np.float64) * 257 + 5) / 257
+    assert psnr(shallow, deep.astype(np.float32)) == pytest.approx(20 * np.log10(65535 / 5), rel=1e-12)
+
+
+def test_equal_pairs_do_not_make_the_mean_infinite(tmp_path, capsys):
+    real = folder(tmp_path / "real", 3)
+    folder(tmp_path / "fake", 3)
+    Image.fromarray(real[1] ^ np.uint8(1)).save(tmp_path / "fake/1.png")
+    assert evaluate(tmp_path, "--metrics", "psnr", "--output", tmp_path / "scores.json") == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["psnr"] == pytest.approx(20 * np.log10(255), rel=1e-12) and scores["psnr_equal_pairs"] == 2
+    assert "PSNR  48.13 dB (without 2 equal pairs, of infinite PSNR)\n" in capsys.readouterr().out
+
+
+def test_all_sizes_are_looked_at_before_anything_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr("i2i.evaluate.read_or_refuse", lambda *_: pytest.fail("read a picture"))
+    folder(tmp_path / "real", 2), folder(tmp_path / "fake", 2)
+    for real, fake, message in (
+        ((10, 12), (10, 12), "1.png: ssim needs at least 11 pixels each way, got 10 x 12"),
+        ((17, 12), (16, 12), "1.png is 16 x 12, but"),
+    ):
+        Image.new("RGB", real).save(tmp_path / "real/1.png")
+        Image.new("RGB", fake).save(tmp_path / "fake/1.png")
+        with pytest.raises(UsageError, match=message):
+            evaluate(tmp_path, "--metrics", "psnr", "ssim")
+
+
+def test_pages_in_pairs(tmp_path):
+    for side, shift in (("real", 0), ("fake", 51)):
+        (tmp_path / side).mkdir()
+        pages = [Image.new("RGB", (16, 12), (shade + shift,) * 3) for shade in (0, 100)]
+        pages[0].save(tmp_path / side / "x.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(UsageError, match="x.tif holds 2 pages"):
+        evaluate(tmp_path, "--metrics", "psnr")
+    assert evaluate(tmp_path, "--metrics", "psnr", "--pages", "all", "--output", tmp_path / "s.json") == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["psnr"] == pytest.approx(20 * np.log10(5), rel=1e-12) and scores["real_images"] == 2
+
+
 def test_equal_folders_have_no_psnr_in_json(tmp_path):
     folder(tmp_path / "real", 2), folder(tmp_path / "fake", 2)
     assert evaluate(tmp_path, "--metrics", "psnr", "--output", tmp_path / "scores.json") == 0
-    assert json.loads((tmp_path / "scores.json").read_text())["psnr"] is None
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["psnr"] is None and scores["psnr_equal_pairs"] == 2
 
 
 def test_folders_that_do_not_fit(tmp_path, fidelity):

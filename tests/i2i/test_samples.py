@@ -85,3 +85,9 @@ def test_stylise_is_monotone_in_luminance_and_ends_on_its_stops():
     assert (styled.diff(dim=2) >= 0).all()
     for place, stop in zip((0, 32, 64), samples.STOPS, strict=True):
         torch.testing.assert_close((styled[:, 0, place] + 1) * 127.5, torch.tensor(stop).float(), atol=1e-3, rtol=0)
+
+
+def test_a_perfect_picture_does_not_make_the_score_infinite():
+    truth = torch.zeros(3, 8, 8)
+    assert samples.psnr([truth, truth + 0.02], [truth, truth]) == pytest.approx(40, abs=0.01)  # 20 log10(2 / 0.02)
+    assert samples.psnr([truth], [truth]) == float("inf")
