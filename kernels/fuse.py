@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from kernels import backends, fuse_resample
+from kernels import backends, fuse_resample, fuse_sequential
+from kernels.fuse_classes import derive, untouched
 from kernels.norm.module import InstanceNorm2d
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+from kernels.resample import ReflectionPad2d
 
 
 @dataclass
 class FuseReport:
-    """What `fuse` did: (module name, text) pairs. `str(report)` is the readable form."""
+    """What `fuse` has done to a model, in all its calls: (module name, text) pairs. `str(report)` is the readable form.
+
+    `replaced` are the modules that compute by this library, `merged` those that a Sequential computes in the call of
+    the norm before them. No module is in both.
+    """
 
     replaced: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     implementation: str = ""
+    merged: list[tuple[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"kernels.fuse: {len(self.replaced)} replaced, {len(self.left)} left; {self.implementation}"]
-        lines += [f"  {name or '(the model itself)'}: {what}" for name, what in self.replaced]
+        counts = f"{len(self.replaced)} replaced, {len(self.merged)} merged, {len(self.left)} left"
+        lines = [f"kernels.fuse: {counts}; {self.implementation}"]
+        lines += [f"  {name or '(the model itself)'}: {what}" for name, what in self.replaced + self.merged]
         lines += [f"  {name or '(the model itself)'}: left, {why}" for name, why in self.left]
         return "\n".join(lines)
 
@@ -39,16 +41,23 @@ def fuse(model: nn.Module) -> nn.Module:
 
     * Every torch.nn.InstanceNorm2d becomes `kernels.InstanceNorm2d`, every torch.nn.ReflectionPad2d
       `kernels.ReflectionPad2d`.
-    * Antialiased sampling as CUT has it becomes `kernels.BlurDownsample` and `kernels.BlurUpsample`. It is known by its
-      structure (a buffer `filt` with a published filter, a padding module, no parameters) and by what it computes on
-      two small maps, not by its name.
-    * A norm followed directly by ReLU or LeakyReLU in a Sequential takes the activation over, and a reflection padding
-      of equal sides after that. An Identity keeps the index of each.
+    * A Sequential computes a norm, a ReLU or LeakyReLU directly behind it and a reflection padding of equal sides
+      behind that in one call. It does so when it is run as a whole, and only while no hook watches one of them; each of
+      them stays where it is and computes what it did for whoever indexes, slices or loops over the Sequential, shares a
+      module or looks for one. Subclasses that keep the forward of torch.nn.Sequential are included.
+    * Antialiased sampling as CUT has it is computed by `kernels.blur_downsample` and `kernels.blur_upsample`. It is
+      known by its structure (a buffer `filt` with a published filter, a padding module, no parameters) and by what it
+      computes, with its gradient, on two small maps, not by its name. Should its filter, its padding or an attribute
+      change later, its own forward runs until the next `fuse`; a compiled one keeps the filter it was compiled with.
 
-    Parameters, buffers, state-dict keys, hooks and module objects stay the ones they were, so optimisers and references
-    remain valid; results are the same. What a reader might miss: code that collects the map between a norm and what was
-    merged into it, by Sequential index, sees the activated map (as it already does with an in-place ReLU), and where a
-    padding was merged the padded one.
+    Modules, parameters, buffers, state-dict keys and hooks stay the ones they were, so optimisers and references remain
+    valid; results are the same. What changes is the class of these modules, to one derived from theirs with the same
+    name: `isinstance` and methods stay, `type(m) is nn.Sequential` does not. In a fused run the map between norm and
+    activation is never made, so an in-place ReLU there has nothing to overwrite; a hook that holds that map sees what
+    it saw, overwritten or not.
+
+    torch.fx traces a fused model, with the modules one by one. TorchScript and eager quantisation know modules by their
+    class: script or quantise the model first (what is quantised then is left).
 
     Args:
         model: any module; train or eval mode, before or after loading weights, before torch.compile.
@@ -64,22 +73,13 @@ def fuse(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model: got a ScriptModule, want the module it was made from: compiled code cannot be changed")
     report = FuseReport(implementation=_implementation(model))
-    uses = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.InstanceNorm2d:
-            _convert(module)
-            report.replaced.append((name, "InstanceNorm2d"))
-        elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and type(module) is not InstanceNorm2d:
-            report.left.append((name, _why_left(module)))
-        else:
-            fuse_resample.convert(name, module, report)
-    for name, module in model.named_modules():
-        if type(module) is nn.Sequential:
-            _merge_activations(name, module, uses, report)
-            _merge_paddings(name, module, uses, report)
-        elif isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward:
-            if any(type(child) is InstanceNorm2d for child in module):
-                report.left.append((name, "activations not merged: this Sequential has a forward of its own"))
+    for name, module in _modules(model):
+        _replace(name, module, report)
+    for name, module in _modules(model):
+        if isinstance(module, nn.Sequential):
+            _merge(name, module, report)
+    merged = {name for name, _ in report.merged}
+    report.replaced = [(name, what) for name, what in report.replaced if name not in merged]
     model.fuse_report = report
     return model
 
@@ -96,10 +96,63 @@ def _implementation(model: nn.Module) -> str:
     return f"on {device} the reference runs, no gain to expect ({why})" if why else f"{active} kernels run on {device}"
 
 
-def _convert(norm: nn.InstanceNorm2d) -> None:
-    # The class changes and the object stays: whoever holds the module, its parameters or its hooks still holds them.
-    norm.__class__ = InstanceNorm2d
-    norm._set_epilogue("none", 0.2, 0, "auto")
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """named_modules, without what lies inside a module that is taken as a whole."""
+    wholes: list[str] = []
+    for name, module in model.named_modules():
+        if name.startswith(tuple(wholes)):
+            continue
+        yield name, module  # which may make it a fused blur
+        if isinstance(module, torch.jit.ScriptModule) or fuse_resample.is_fused_blur(module):
+            wholes.append(_place(name, ""))
+
+
+def _place(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+# ---- one module ------------------------------------------------------------------------------------------------------
+
+
+def _replace(name: str, module: nn.Module, report: FuseReport) -> None:
+    """Replaces `module` if it is one that can be, and reports it, also where an earlier fuse has replaced it."""
+    what, why = "", ""
+    if isinstance(module, torch.jit.ScriptModule):
+        why = "a ScriptModule: compiled code cannot be changed"
+    elif type(module) in (InstanceNorm2d, ReflectionPad2d):
+        what = type(module).__name__ if "_fused" in vars(module) else ""  # else its author put it there
+    elif type(module) is nn.InstanceNorm2d:
+        what, why = "InstanceNorm2d", _why_not_norm(module)
+        if not why:
+            # The class changes and the object stays: whoever holds the module, its parameters or its hooks still does.
+            module.__class__ = InstanceNorm2d
+            module._set_epilogue("none", 0.2, 0, "auto")
+            module._fused = True
+    elif type(module) is nn.ReflectionPad2d:
+        what, why = "ReflectionPad2d", fuse_resample.why_not_pad(module)
+        if not why:
+            fuse_resample.become_pad(module)
+            module._fused = True
+    elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        why = _why_left(module)
+    elif fuse_resample.is_fused_blur(module):
+        what = fuse_resample.blur_name(module)
+    elif fuse_resample.looks_like_blur(module):
+        why = fuse_resample.fuse_blur(module)
+        what = type(module).__name__ if why else fuse_resample.blur_name(module)
+    if why:
+        report.left.append((name, f"{what}: {why}" if what else why))
+    elif what:
+        report.replaced.append((name, what))
+
+
+def _why_not_norm(norm: nn.InstanceNorm2d) -> str:
+    if "forward" in vars(norm):
+        return "its forward was replaced on the object"
+    if type(norm.eps) not in (float, int) or not 0 <= norm.eps < math.inf:
+        return f"eps={norm.eps!r}, want a finite float >= 0"
+    taken = [key for key in ("activation", "negative_slope", "padding", "impl") if hasattr(norm, key)]
+    return f"it has an attribute `{taken[0]}` of its own" if taken else ""
 
 
 def _why_left(norm: nn.Module) -> str:
@@ -110,59 +163,49 @@ def _why_left(norm: nn.Module) -> str:
     return f"{type(norm).__name__} is a subclass of InstanceNorm2d and may compute something else"
 
 
-def _hooked(module: nn.Module) -> bool:
-    return any(getattr(module, kind, None) for kind in _HOOKS)
+# ---- runs of modules -------------------------------------------------------------------------------------------------
 
 
-def _place(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
-
-
-def _put_identity(sequence: nn.Sequential, key: str) -> None:
-    identity = nn.Identity()
-    identity.training = sequence._modules[key].training
-    sequence._modules[key] = identity
-
-
-def _merge_activations(name: str, sequence: nn.Sequential, uses: Counter, report: FuseReport) -> None:
-    children = list(sequence._modules.items())  # named_children would skip a module that comes twice
-    for (norm_key, norm), (key, activation) in zip(children, children[1:]):
-        if type(norm) is not InstanceNorm2d or norm.activation != "none" or norm.padding:
+def _merge(name: str, sequence: nn.Sequential, report: FuseReport) -> None:
+    """Lets `sequence` run together what may, and reports what will and what might have."""
+    keys, layers = list(sequence._modules), list(sequence._modules.values())
+    merged, left = [], []
+    for at, norm in enumerate(layers):
+        if type(norm) is not InstanceNorm2d:
             continue
-        if type(activation) not in (nn.ReLU, nn.LeakyReLU):
-            continue
-        kind = type(activation).__name__
-        if uses[id(norm)] > 1:
-            report.left.append((_place(name, key), f"{kind}: its norm is used in more than one place"))
-        elif _hooked(norm) or _hooked(activation):
-            report.left.append((_place(name, key), f"{kind}: a hook watches it or the norm before it"))
-        else:
-            norm.activation = "relu" if kind == "ReLU" else "leaky_relu"
-            if kind == "LeakyReLU":
-                norm.negative_slope = float(activation.negative_slope)
-            _put_identity(sequence, key)
-            report.replaced.append((_place(name, key), f"{kind} merged into {_place(name, norm_key)}"))
+        run = fuse_sequential.run_at(layers, at)
+        count = run.count if run else 0
+        for key, module in zip(keys[at + 1 : at + 1 + count], layers[at + 1 :]):
+            what = f"{type(module).__name__} merged into {_place(name, keys[at])}"
+            merged.append((_place(name, key), what))
+        if at + 1 + count < len(layers):
+            key, module = keys[at + 1 + count], layers[at + 1 + count]
+            why = _why_apart(norm, module, count)
+            if why:
+                left.append((_place(name, key), why))
+    if not merged or isinstance(sequence, fuse_sequential.FusedSequential):
+        report.merged += merged
+        report.left += left
+        return
+    own = any(getattr(type(sequence), key) is not getattr(nn.Sequential, key) for key in ("forward", "__iter__"))
+    why = "this Sequential has a forward of its own" if own else derive(sequence, fuse_sequential.FusedSequential)
+    if why:
+        report.left.append((name, f"activations and paddings not merged: {why}"))
+        return
+    report.merged += merged
+    report.left += left
 
 
-def _merge_paddings(name: str, sequence: nn.Sequential, uses: Counter, report: FuseReport) -> None:
-    """norm [-> Identity of a merged activation] -> reflection padding."""
-    children = list(sequence._modules.items())
-    for at, (key, pad) in enumerate(children):
-        if type(pad) is not fuse_resample.ReflectionPad2d or len(set(pad.padding)) > 1 or pad.padding[0] == 0:
-            continue
-        before = at - 1
-        while before >= 0 and type(children[before][1]) is nn.Identity and not _hooked(children[before][1]):
-            before -= 1
-        if before < 0:
-            continue
-        norm_key, norm = children[before]
-        if type(norm) is not InstanceNorm2d or norm.padding:
-            continue
-        if uses[id(norm)] > 1:
-            report.left.append((_place(name, key), "not merged: the norm before it is used in more than one place"))
-        elif _hooked(norm) or _hooked(pad):
-            report.left.append((_place(name, key), "not merged: a hook watches it or the norm before it"))
-        else:
-            norm.padding = pad.padding[0]
-            _put_identity(sequence, key)
-            report.replaced.append((_place(name, key), f"ReflectionPad2d merged into {_place(name, norm_key)}"))
+def _why_apart(norm: InstanceNorm2d, module: nn.Module, merged: int) -> str:
+    """Of a module behind a norm and the `merged` ones: why it is not merged, if one could expect it; else empty."""
+    kinds = (nn.ReLU, nn.LeakyReLU, ReflectionPad2d) if not merged else (ReflectionPad2d,)
+    if type(module) not in kinds or norm.padding:
+        return ""
+    kind = type(module).__name__
+    if "forward" in vars(norm) or "forward" in vars(module):
+        return f"{kind}: its forward or that of the norm before it was replaced on the object"
+    if not untouched(norm) or not untouched(module):
+        return f"{kind}: a hook watches it or the norm before it"
+    if type(module) is nn.LeakyReLU and norm.activation == "none":
+        return f"{kind}: negative_slope={module.negative_slope!r}, want a finite float"
+    return ""

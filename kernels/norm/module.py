@@ -8,15 +8,23 @@ import torch
 from torch import nn
 
 from kernels import backends
-from kernels._checks import check_activation, check_norm_input, check_padding
+from kernels._checks import FLOATING, check_activation, check_norm_input, check_padding
+from kernels._tools import NotScriptable, as_leaf
 from kernels.norm import reference
 from kernels.norm.op import _spec, adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
-from kernels.norm.spec import ACTIVATIONS, INSTANCE, Spec
+from kernels.norm.spec import ACTIVATIONS, INSTANCE
 
 Tensor = torch.Tensor
 
 
-class _Epilogue:
+def _not_floating(x: Tensor) -> str:
+    text = f"x: got {x.dtype}, want float32, bfloat16, float16 or float64"
+    if x.is_quantized:
+        text += ": this module has no quantised form; quantise the model first, then call kernels.fuse on it"
+    return text
+
+
+class _Epilogue(NotScriptable):
     """What every module of this room can put after the normalisation; mixed into nn.Module subclasses."""
 
     activation: str
@@ -81,23 +89,37 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x, residual: (N, C, H, W) or (C, H, W); returns the same, larger by the padding."""
+        return self.run(x, residual, self.activation, self.negative_slope, self.padding)
+
+    def run(self, x: Tensor, residual: Tensor | None, activation: str, negative_slope: float, padding: int) -> Tensor:
+        """forward, with these options in place of the module's: a fused Sequential puts what follows the norm here."""
         if not isinstance(x, Tensor):
-            raise TypeError(f"x: got {type(x).__name__}, want a tensor of shape (N, C, H, W)")
+            leaf = as_leaf(self, x, residual)
+            if leaf is None:
+                raise TypeError(f"x: got {type(x).__name__}, want a tensor of shape (N, C, H, W)")
+            return leaf
+        if x.dtype not in FLOATING:
+            raise TypeError(_not_floating(x))
         self._check_input_dim(x)
         if x.dim() == 3:
-            return self.forward(x[None], None if residual is None else residual[None])[0]
+            residual = None if residual is None else residual[None]
+            return self.run(x[None], residual, activation, negative_slope, padding)[0]
         self._check_channels(x)
-        if not self.track_running_stats or self.running_mean is None:
-            return instance_norm(x, self.weight, self.bias, eps=self.eps, residual=residual, **self._options())
-        if not self.training:
-            check_padding(self.padding, x)
-            spec = self._spec(x, residual)
+        by_batch = self.training or not self.track_running_stats
+        if by_batch and self.running_mean is None:
+            options = dict(activation=activation, negative_slope=negative_slope, padding=padding, impl=self.impl)
+            return instance_norm(x, self.weight, self.bias, eps=self.eps, residual=residual, **options)
+        spec = _spec(INSTANCE, x, self.eps, 0.0, activation, negative_slope, residual, padding)
+        if not by_batch:
+            if self.running_mean is None:
+                raise ValueError("running_mean: got None, want a tensor: track_running_stats is True, in eval mode")
+            check_padding(padding, x)
             return reference.normalise_with(
                 x, self.running_mean, self.running_var, self.weight, self.bias, residual, spec
             )
         check_norm_input("instance_norm", x, per_plane=True)
         impl = backends.choose(self.impl, x)
-        y, stats = norm_with_stats(x, self.weight, self.bias, residual, self._spec(x, residual), impl)
+        y, stats = norm_with_stats(x, self.weight, self.bias, residual, spec, impl)
         self._update_running_stats(x, stats)
         return y
 
@@ -107,10 +129,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         text = f"x: got {x.shape[1]} channels in shape {tuple(x.shape)}, want {self.num_features}"
         if self.affine or self.track_running_stats:
             raise ValueError(text)
-        warnings.warn(f"{text}; without parameters it makes no difference", stacklevel=3)  # torch lets this pass too
-
-    def _spec(self, x: Tensor, residual: Tensor | None) -> Spec:
-        return _spec(INSTANCE, x, self.eps, 0.0, self.activation, self.negative_slope, residual, self.padding)
+        warnings.warn(f"{text}; without parameters it makes no difference", stacklevel=4)  # torch lets this pass too
 
     @torch.no_grad()
     def _update_running_stats(self, x: Tensor, stats: Tensor | None) -> None:

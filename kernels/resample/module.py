@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from kernels import backends
-from kernels._checks import check_count
+from kernels._checks import FLOATING, check_count
+from kernels._tools import NotScriptable, as_leaf
 from kernels.resample.checks import as_padding, check_filter_size
 from kernels.resample.op import blur_downsample, blur_upsample, reflection_pad2d
 from kernels.resample.reference import binomial
@@ -14,7 +15,7 @@ from kernels.resample.reference import binomial
 Tensor = torch.Tensor
 
 
-class _Blur(nn.Module):
+class _Blur(NotScriptable, nn.Module):
     """Holds `filt` (C, 1, k, k) as CUT's modules do, so that their checkpoints load. The operator has its filter built
     in: a state dict with another one is an error."""
 
@@ -94,8 +95,9 @@ class BlurUpsample(_Blur):
         return blur_upsample(x, impl=self.impl)
 
 
-class ReflectionPad2d(nn.ReflectionPad2d):
-    """torch.nn.ReflectionPad2d over `kernels.reflection_pad2d`: (N, C, H, W) or (C, H, W).
+class ReflectionPad2d(NotScriptable, nn.ReflectionPad2d):
+    """torch.nn.ReflectionPad2d over `kernels.reflection_pad2d`: (N, C, H, W) or (C, H, W). Maps that are not floating
+    (labels, complex numbers) are padded by torch, unless `impl` names an implementation.
 
     Args:
         padding: pixels on every side, or (left, right, top, bottom).
@@ -108,9 +110,16 @@ class ReflectionPad2d(nn.ReflectionPad2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W) or (C, H, W)."""
-        if isinstance(x, Tensor) and x.dim() == 3:
+        if not isinstance(x, Tensor):
+            leaf = as_leaf(self, x)
+            if leaf is not None:
+                return leaf
+        elif x.dtype not in FLOATING and self.impl in ("auto", "reference"):
+            return super().forward(x)
+        elif x.dim() == 3:
             return self.forward(x[None])[0]
-        return reflection_pad2d(x, self.padding, impl=self.impl)
+        y = reflection_pad2d(x, self.padding, impl=self.impl)
+        return y.clone() if y is x else y  # as torch's: what follows may work in place
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.impl == "auto" else f", impl={self.impl}")

@@ -152,3 +152,21 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=text):
             kernels.InstanceNorm2d(6, **options)
+
+
+def test_statistics_switched_by_hand():
+    """As torch: without tracking a module with buffers normalises by the planes, and goes on updating them."""
+    ours, theirs = twins(track_running_stats=True)
+    for module in (ours, theirs):
+        module.eval()
+        module.track_running_stats = False
+    x = make((3, 6, 7, 5), mean=4.0)["x"].float()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    for name, t in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], t, rtol=1e-5, atol=1e-5)
+    without = kernels.InstanceNorm2d(6).eval()
+    without.track_running_stats = True
+    with pytest.raises(ValueError, match="running_mean: got None"):
+        without(x)
+    with pytest.raises(TypeError, match="x: got torch.int64"):  # would have been cut to integers in silence
+        kernels.InstanceNorm2d(6, track_running_stats=True).eval()(x.long())
