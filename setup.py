@@ -27,6 +27,7 @@ setup(
     extras_require={
         "samples": ["scikit-image"],
         "tiff": ["tifffile", "imagecodecs"],  # several channels of 16 bits, read and written, and compressed TIFFs
+        "safetensors": ["safetensors"],  # weights in that format, read
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "evaluate": ["torch-fidelity", "scikit-image"],
         "bench": ["pytest", "pytest-benchmark"],
@@ -39,6 +40,7 @@ setup(
             "tensorboard",
             "tifffile",
             "imagecodecs",
+            "safetensors",
             "onnx",
             "onnxscript",
             "onnxruntime",

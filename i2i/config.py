@@ -34,6 +34,7 @@ class Config:
     pages: str = "refuse"  # files of several pictures (multi-page TIFF, animated GIF): refuse, first or all of them
     num_threads: int = 4  # that read images; 0 is 1
     batch_size: int = 1  # of each process
+    init_from: tuple[str, ...] = ()  # start from these weights: a run, published files or their folder
     # optimisation
     lr: float = 2e-4
     beta1: float = 0.5  # of Adam

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from i2i.data.layouts import read_or_refuse
 from i2i.data.pages import PAGES
 from i2i.devices import choose_device
 from i2i.errors import UsageError
-from i2i.files import read_tensors, write_atomically
+from i2i.files import read_tensors, refuse_under_file, write_atomically
 from i2i.samples import finite_mean
 
 HELP = "score translations: FID, KID, and PSNR and SSIM where the true answers are known"
@@ -190,7 +191,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
 
 
+def refuse_foreign(path: Path, real: Path, fake: Path) -> None:
+    """UsageError where the numbers would replace anything but earlier ones of the same images."""
+    refuse_under_file(path.parent)
+    if path.is_dir():
+        raise UsageError(f"--output {path}: is a folder; name the file to write")
+    if os.path.lexists(path):
+        try:
+            there = json.loads(path.read_bytes())
+            own = there["real"], there["fake"]
+        except (OSError, ValueError, TypeError, KeyError):
+            own = None
+        if own != (str(real), str(fake)):
+            raise UsageError(
+                f"--output {path}: is there already and holds no earlier numbers of {fake} against {real}; "
+                "choose another name"
+            )
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.output is not None:
+        refuse_foreign(args.output, args.real, args.fake)
     device = choose_device(args.device)
     real, fake = list_images(args.real, args.pages), list_images(args.fake, args.pages)
     result: dict[str, Any] = {"real": str(args.real), "fake": str(args.fake)}

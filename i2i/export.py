@@ -6,6 +6,7 @@ import argparse
 import copy
 import importlib
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 
 import kernels
 from i2i import variants, weights
+from i2i.data.images import one_line
 from i2i.errors import UsageError
-from i2i.files import write_atomically
-from i2i.translate import channels_in, size_multiple
+from i2i.files import refuse_under_file, write_atomically
+from i2i.outputs import mark
+from i2i.translate import channels_in, least_side, refuse_judge, size_multiple
 
 HELP = "write a trained network as an ONNX file"
 OPSET = 18
+MARK = "i2i"  # of a file's metadata: what it is an export of (see i2i.outputs.mark)
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Largest difference allowed between onnxruntime and torch on outputs in [-1, 1]: an eighth of an 8-bit level. A ResNet
 # generator of 9 blocks differs by 1e-5, from rounding.
@@ -62,7 +66,7 @@ def portable(network: nn.Module) -> nn.Module:
     return plain
 
 
-def export_onnx(network: nn.Module, path: Path, size: tuple[int, int] | None = None) -> float:
+def export_onnx(network: nn.Module, path: Path, size: tuple[int, int] | None = None, of: str = "") -> float:
     """Write `network` to `path` as it is in eval mode: batch norm with trained statistics, no dropout.
 
     The file takes `images` (N, C, H, W), float32 in [-1, 1], and gives `translated` (N, C', H, W). It is run by
@@ -73,6 +77,7 @@ def export_onnx(network: nn.Module, path: Path, size: tuple[int, int] | None = N
         path: of the file; folders are made.
         size: (height, width) for a file that takes one image of this size; else N, H and W are free, within what the
             network takes.
+        of: written into the file as the value of MARK.
 
     Returns:
         The largest absolute difference between onnxruntime and torch.
@@ -84,14 +89,16 @@ def export_onnx(network: nn.Module, path: Path, size: tuple[int, int] | None = N
     onnxruntime = _require(*PACKAGES)[-1]
     plain = portable(network)
     multiple = size_multiple(plain)
+    least = least_side(plain, multiple)
     if size is None:
-        side = -(-64 // multiple) * multiple
+        side = max(-(-64 // multiple) * multiple, least)
         # torch.export would take a batch of 1, or equal sides, for a property of the network
         shapes = [(2, side, side + multiple), (1, side + 2 * multiple, side)]
         dynamic = ({0: "batch", 2: "height", 3: "width"},)
     else:
-        if any(s < 1 or s % multiple for s in size):
-            raise UsageError(f"this network takes sides that are multiples of {multiple}, got {size[0]} x {size[1]}")
+        if any(s < least or s % multiple for s in size):
+            takes = f"sides that are multiples of {multiple}, at least {least}"
+            raise UsageError(f"--size: this network takes {takes}, got {size[0]} x {size[1]}")
         shapes, dynamic = [(1, *size)], None
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.rand(n, channels_in(plain), *sides, generator=generator) * 2 - 1 for n, *sides in shapes]
@@ -100,6 +107,8 @@ def export_onnx(network: nn.Module, path: Path, size: tuple[int, int] | None = N
         f"{getattr(network, 'recognised', type(network).__name__)}; images: float32 in [-1, 1], sides multiples of "
         f"{multiple}; in eval mode (trained statistics of batch norm, no dropout)"
     )
+    if of:
+        model.metadata_props.add(key=MARK, value=of)
     data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     worst = 0.0
@@ -142,6 +151,9 @@ def _onnx_model(network: nn.Module, image: Tensor, dynamic: tuple[dict[int, str]
                 output_names=["translated"],
                 verbose=False,
             )
+    except Exception as error:  # of many kinds
+        reason = one_line(error).partition(" Traceback")[0][:300]
+        raise UsageError(f"torch's ONNX exporter does not take this network ({reason})") from error
     finally:
         log.setLevel(level)
     model = program.model_proto
@@ -171,10 +183,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_foreign(path: Path, own: str) -> None:
+    """UsageError where the file to write would replace anything but an earlier export of the same weights."""
+    refuse_under_file(path.parent)
+    if path.is_dir():
+        raise UsageError(f"--onnx {path}: is a folder; name the file to write")
+    if os.path.lexists(path) and _mark_of(path) != own:
+        raise UsageError(
+            f"--onnx {path}: is there already and is no earlier export of these weights; choose another name"
+        )
+
+
+def _mark_of(path: Path) -> str | None:
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # of bytes that are no such file: of many kinds
+        return None
+    return next((entry.value for entry in model.metadata_props if entry.key == MARK), None)
+
+
 def run(args: argparse.Namespace) -> int:
     _require(*PACKAGES)  # before anything is read
+    own = mark(args.weights, args.network, args.label)
+    refuse_foreign(args.onnx, own)
     network = variants.in_label(weights.load(args.weights, network=args.network, impl="reference"), args.label)
-    print(f"{args.weights}: {network.recognised}", file=sys.stderr)
-    worst = export_onnx(network, args.onnx, tuple(args.size) if args.size else None)
+    refuse_judge(network)
+    print(f"{network.found_in}: {network.recognised}", file=sys.stderr)
+    try:
+        worst = export_onnx(network, args.onnx, tuple(args.size) if args.size else None, own)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "alloc" not in str(error).lower():
+            raise
+        raise UsageError("--size: images of this size are too large for the memory of this machine") from None
     print(f"{args.onnx}: written; largest difference between onnxruntime and torch: {worst:.1e}", file=sys.stderr)
     return 0

@@ -53,6 +53,7 @@ FLAGS = {
     "no_antialias": ("antialias", False),
     "no_antialias_up": ("antialias_up", False),
 }
+ALL_NEGATIVES = "nce_includes_all_negatives_from_minibatch"  # negatives=minibatch, or image
 METHOD_NAMES = {"cycle_gan": "cyclegan"}
 # Published options without a meaning here, and why: named on stderr and left out. Anything else unknown is an error.
 WITHOUT_MEANING = {
@@ -74,6 +75,13 @@ WITHOUT_MEANING = {
     "save_by_iter": "save_every counts steps",
     "evaluation_freq": "it had no effect in the published code",
 }
+PATHS = ("data", "init_from")  # one or several; a path may contain a comma
+UNLIMITED = ("inf", "infinity", "float('inf')")  # published max_dataset_size
+# A line of the published train_opt.txt: name, value, and the default if that is another.
+PUBLISHED_LINE = re.compile(r"\s*(\w+): (.*?)\s*(?:\t\[default: .*\])?")
+# What such a file says of the run that wrote it, and not of the next.
+CHECKPOINT = "checkpoint.pt"
+OF_THAT_RUN = {"name", "checkpoints_dir", "continue_train", "gpu_ids", "istrain", "load_iter", "suffix", "opt_file"}
 
 
 ASSIGNMENT = re.compile(r"[A-Za-z]\w*=")
@@ -83,7 +91,7 @@ FIELD = re.compile(r"^    (\w+): [^=\n]+ = [^#\n]*(?:# (.*))?$", re.MULTILINE)  
 def read_words(words: Sequence[str]) -> dict[str, Any]:
     """`a=1 --b 2 --c=3 --no_flip` -> names, as spelled but in lower case with underscores, and values as text.
 
-    A name without a value is true. Several words after `--data` are its folders.
+    A name without a value is true. Several words after `--data` or `--init_from` are its paths.
     """
     given: dict[str, Any] = {}
     name = ""
@@ -100,7 +108,7 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"{word!r} belongs to no option: write name=value or --name value, as in --data {word}")
         elif given[name] is True:
             given[name] = word
-        elif ALIASES.get(name, name) == "data":
+        elif ALIASES.get(name, name) in PATHS:
             given[name] = [*([given[name]] if isinstance(given[name], str) else given[name]), word]
         else:
             raise UsageError(f"{word!r} is one value too many for {name}, which is {given[name]!r}")
@@ -108,7 +116,11 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Options from a YAML (or JSON) file: names and values, as on the command line."""
+    """Options from a YAML (or JSON) file: names and values, as on the command line. Or from the train_opt.txt that the
+    CUT and CycleGAN repositories write."""
+    published = published_options(path)
+    if published:
+        return from_published(path, published)
     try:
         values = yaml.safe_load(read_text(path))
     except OSError as error:
@@ -118,6 +130,37 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UsageError(f"config {path} must hold lines `name: value`")
     return {name.lower().replace("-", "_"): value for name, value in values.items()}
+
+
+def published_options(path: Path) -> dict[str, str]:
+    """Names, in lower case, and values in a file that the published code printed its options to; {} if it is none."""
+    try:
+        first, *lines = read_text(path).splitlines() or [""]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    if not re.fullmatch(r"-+ Options -+", first.strip()):
+        return {}
+    matches = (PUBLISHED_LINE.fullmatch(line) for line in lines)
+    return {match[1].lower(): match[2] for match in matches if match and match[2] not in ("", "None")}
+
+
+def from_published(path: Path, published: dict[str, str]) -> dict[str, Any]:
+    """Of a published file's options, all of them with their defaults, those with a meaning for its method."""
+    from i2i.methods import METHODS  # which read options of their own
+
+    method = take_command({name: published[name] for name in ("model", "cut_mode") if name in published})["method"]
+    if method not in METHODS:
+        raise UsageError(f"config {path}: model is {method}, which is none of {', '.join(METHODS)}")
+    config = METHODS[method].Config
+    known = {field.name for field in fields(config)}
+    if "negatives" in known:
+        known.add(ALL_NEGATIVES)
+    fields_of = {name: FLAGS.get(name, (ALIASES.get(name, name),))[0] for name in published}
+    kept = {name: value for name, value in published.items() if name in known or fields_of[name] in known}
+    left_out = sorted(published.keys() - kept.keys() - OF_THAT_RUN - {"model", "cut_mode"} - WITHOUT_MEANING.keys())
+    if left_out:
+        print(f"{path}: without a meaning for {method}, left out: {', '.join(left_out)}", file=sys.stderr)
+    return {"method": method, **translate_names(kept, config)}
 
 
 def translate_names(given: dict[str, Any], config: type[Config]) -> dict[str, Any]:
@@ -131,7 +174,7 @@ def translate_names(given: dict[str, Any], config: type[Config]) -> dict[str, An
             if value not in (True, "true", "True"):
                 meant = not meant
             value = meant
-        elif name == "nce_includes_all_negatives_from_minibatch":
+        elif name == ALL_NEGATIVES:
             field, value = "negatives", "minibatch" if value in (True, "true", "True") else "image"
         elif ALIASES.get(name) in known:
             field = ALIASES[name]
@@ -140,13 +183,18 @@ def translate_names(given: dict[str, Any], config: type[Config]) -> dict[str, An
             continue
         if field not in known:
             raise UsageError(f"unknown option: {name}{suggestion(name, known | set(FLAGS) | set(ALIASES) | COMMANDS)}")
+        if field == "max_dataset_size" and str(value).lower() in UNLIMITED:
+            value = 0
         if value is True and get_type_hints(config)[field] is not bool:
             raise UsageError(f"{name} needs a value")
         if field in options and options[field] != value:
             raise UsageError(f"{field} is given twice, as {options[field]!r} and as {value!r}")
         options[field] = value
-    if isinstance(options.get("data"), str):
-        options["data"] = [options["data"]]  # a path may contain a comma
+    for name in PATHS:
+        if isinstance(options.get(name), str):
+            options[name] = [options[name]]
+    if isinstance(options.get("init_from"), list):  # the run that remembers it may be looked at from anywhere
+        options["init_from"] = [str(Path(path).absolute()) for path in options["init_from"]]
     return options
 
 
@@ -154,10 +202,18 @@ def take_command(given: dict[str, Any]) -> dict[str, Any]:
     """Remove what is about the run and not its configuration from `given`: method, config, output, resume, device,
     impl, and the published names for them."""
     taken = {name: text(name, given.pop(name)) for name in list(given) if name in COMMANDS | PUBLISHED_COMMANDS}
-    if "continue_train" in taken and "resume" not in taken:
+    if "pretrained_name" in taken:  # of CUT, with continue_train: weights of one run, for another
+        given.setdefault("init_from", str(run_folder(taken | {"name": taken["pretrained_name"]})))
+        taken.pop("continue_train", None)
+    if taken.get("continue_train", "False").lower() in ("true", "yes", "1") and "resume" not in taken:
         if "name" not in taken:
             raise UsageError("continue_train needs name, the run to go on with; or give its folder as resume")
         taken["resume"] = run_folder(taken)
+        if not (Path(taken["resume"]) / CHECKPOINT).exists() and any(Path(taken["resume"]).glob("*_net_*.pth")):
+            raise UsageError(
+                f"continue_train: {taken['resume']} holds weights alone, and no {CHECKPOINT} to go on from exactly; "
+                f"start another run from them with --init_from {taken['resume']}"
+            )
     elif "name" in taken:
         taken.setdefault("output", run_folder(taken))
     if "model" in taken or "cut_mode" in taken:
@@ -199,4 +255,4 @@ def write(value: Any) -> str:
 
 
 COMMANDS = {"method", "config", "output", "resume", "device", "impl"}
-PUBLISHED_COMMANDS = {"name", "checkpoints_dir", "continue_train", "model", "cut_mode", "gpu_ids"}
+PUBLISHED_COMMANDS = {"name", "checkpoints_dir", "continue_train", "pretrained_name", "model", "cut_mode", "gpu_ids"}

@@ -26,7 +26,13 @@ def to_image(tensor: Tensor) -> Image.Image:
 
 
 def save_grid(path: Path, titles: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> None:
-    """Write a PNG: a title above each column, and below it that column's picture of every row.
+    """Write `draw_grid` as a PNG."""
+    with replacing(path) as temporary:
+        draw_grid(titles, rows).save(temporary, format="PNG")
+
+
+def draw_grid(titles: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> Image.Image:
+    """A title above each column, and below it that column's picture of every row.
 
     Small pictures are enlarged by a whole factor, so that single pixels stay visible.
     """
@@ -46,8 +52,7 @@ def save_grid(path: Path, titles: Sequence[str], rows: Sequence[Sequence[Tensor]
             canvas.paste(row[column], (left, top))
             top += height + GAP
         left += width + GAP
-    with replacing(path) as temporary:
-        canvas.save(temporary, format="PNG")
+    return canvas
 
 
 def plot_losses(table: Path, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2i import checkpoint, distributed
+from i2i import checkpoint, distributed, init_from
 from i2i.config import Config
 from i2i.data import Dataset, batches, open_training_data
 from i2i.errors import TrainingDiverged, UsageError
@@ -62,7 +62,10 @@ def train(
     done = resume["step"] if resume else 0
     if done >= last:
         raise UsageError(f"already trained {done} of {last} steps; ask for more with steps or n_epochs")
-    run = Run(METHODS[method](config, device, impl), data, output, last)
+    model = METHODS[method](config, device, impl)
+    if config.init_from and not resume:
+        say(init_from.initialise(model))
+    run = Run(model, data, output, last)
     run.start = run.held_out()  # before restoring: in a resumed run, too, of the untrained network
     if resume:
         checkpoint.restore(resume, run.model, run.schedule)

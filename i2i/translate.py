@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,16 +19,18 @@ from torch import Tensor, nn
 
 from i2i import variants, weights
 from i2i.config import PRECISIONS
-from i2i.data.folders import read_list, walk
-from i2i.data.images import EXTENSIONS, UNREADABLE, one_line, read_image, to_tensor
+from i2i.data.images import UNREADABLE, one_line, read_image, to_tensor
 from i2i.data.preprocess import resize
 from i2i.devices import check_impl, choose_device
 from i2i.errors import UsageError
 from i2i.files import write_atomically
+from i2i.outputs import Job, find_jobs, mark, marked, refuse_collisions, refuse_foreign
 from i2i.progress import ProgressBar
 from i2i.tiles import translate_tiled
 
 HELP = "translate images with a trained network"
+LARGEST = 1024  # multiple that is tried: of unet_1024
+ENOUGH = 64  # pixels, of which every network here takes its multiples
 READERS = 2  # threads; decoding and the network take turns on a small machine, and a GPU is fed by more than one
 
 
@@ -41,6 +42,7 @@ def translate(
     tile: int | None = None,
     precision: str = "float32",
     multiple: int | None = None,
+    least: int | None = None,
 ) -> Tensor:
     """`images` through `network`, whatever their size: sides that it cannot take are extended at the bottom and at the
     right by reflection (by repetition of the border where the image is too small for that), and cut off again.
@@ -53,6 +55,7 @@ def translate(
         tile: side in pixels of the tiles to go through in, for images too large for memory (see `translate_tiled`).
         precision: "float32", "bfloat16" or "float16", of convolutions and maps.
         multiple: of what the sides must be; `size_multiple(network)` if not given.
+        least: what the sides must be at least; `least_side(network, multiple)` if not given.
 
     Returns:
         (N, C', H, W) float32 on the device of `images`.
@@ -62,10 +65,11 @@ def translate(
     """
     if multiple is None:
         multiple = size_multiple(network)
+    if least is None:
+        least = least_side(network, multiple)
     weight = next(network.parameters())
     height, width = images.shape[-2:]
-    # 8: reflection padding inside the ResNet generators needs 2 pixels of their coarsest map, 4 of the image
-    x = _extend(images, *(-(-max(side, 8) // multiple) * multiple for side in (height, width)))
+    x = _extend(images, *(-(-max(side, least) // multiple) * multiple for side in (height, width)))
     with torch.autocast(weight.device.type, getattr(torch, precision), enabled=precision != "float32"):
         if tile is None:
             y = network(x.to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last))
@@ -96,24 +100,49 @@ def channels_in(network: nn.Module) -> int:
     return channels
 
 
+def refuse_judge(network: nn.Module) -> None:
+    """UsageError for a discriminator: the scores of one that judges pixels have the size of an image, and are none."""
+    if type(network).__name__.endswith("Discriminator"):
+        raise UsageError(f"{network.found_in}: is a {network.recognised}, which judges images and translates none")
+
+
 @torch.no_grad()
 def size_multiple(network: nn.Module) -> int:
     """The smallest power of 2 that sides must be multiples of, found by trying: 4 for a ResNet, 256 for unet_256."""
     weight, channels = next(network.parameters()), channels_in(network)
     power = 1
-    while power <= 512:
-        side = power * (64 // (2 * power) * 2 + 1)  # an odd multiple, so that no higher power divides it
-        try:
-            x = weight.new_zeros(1, channels, side, side)
-            y = network(x)
-            if isinstance(y, Tensor) and y.shape[-2:] == x.shape[-2:]:
-                return power
-        except (RuntimeError, ValueError, TypeError) as error:  # TypeError: it wants more than an image
-            reason = one_line(error)
-        else:
-            reason = "it changes their size" if isinstance(y, Tensor) else "it gives no image"
+    while power <= LARGEST:
+        # an odd multiple, so that no higher power divides it, of enough pixels for what looks far
+        side = power * (ENOUGH // (2 * power) * 2 + 1)
+        reason = _refusal(network, weight.new_zeros(1, channels, side, side))
+        if not reason:
+            return power
         power *= 2
     raise UsageError(f"{type(network).__name__} does not translate images of one size into the same size: {reason}")
+
+
+@torch.no_grad()
+def least_side(network: nn.Module, multiple: int) -> int:
+    """The smallest multiple of `multiple`, 8 or more, that sides can be, found by trying in the mode that the network
+    is in: 8 for a ResNet, whose reflection padding needs 2 pixels of its coarsest map; 32 for DiscoGAN's generator as
+    published, whose batch norm does, and 64 for the one with extra layers."""
+    weight, channels = next(network.parameters()), channels_in(network)
+    first = -(-8 // multiple) * multiple
+    for side in range(first, max(first, 2 * ENOUGH) + 1, multiple):
+        if not _refusal(network, weight.new_zeros(1, channels, side, side)):
+            return side
+    return first
+
+
+def _refusal(network: nn.Module, images: Tensor) -> str:
+    """Why `network` does not translate `images`; "" if it does."""
+    try:
+        y = network(images)
+    except (RuntimeError, ValueError, TypeError) as error:  # TypeError: it wants more than an image
+        return one_line(error)
+    if not isinstance(y, Tensor):
+        return "it gives no image"
+    return "" if y.shape[-2:] == images.shape[-2:] else "it changes their size"
 
 
 def _extend(x: Tensor, height: int, width: int) -> Tensor:
@@ -124,11 +153,6 @@ def _extend(x: Tensor, height: int, width: int) -> Tensor:
     return F.pad(x, (0, right, 0, below), mode="reflect" if possible else "replicate")
 
 
-class Job(NamedTuple):
-    source: Path
-    target: Path
-
-
 class Loaded(NamedTuple):
     job: Job
     image: Tensor | None  # (C, H, W) in [-1, 1]; None: unreadable
@@ -137,44 +161,16 @@ class Loaded(NamedTuple):
     size: tuple[int, int]  # of the file: height, width
 
 
-def find_jobs(inputs: Iterable[Path], output: Path) -> list[Job]:
-    """What to translate, in order, and where it goes: <stem>.png in the same subfolders as in the folder given.
-
-    UsageError: nothing to translate, a missing file, two results with one name, or a result in place of an input.
-    """
-    jobs = []
-    for given in inputs:
-        if given.is_dir():
-            # results of an earlier run into a folder inside this one are no inputs
-            sources = [p for p in walk(given) if given == output or output not in p.parents]
-            if not sources:
-                raise UsageError(f"{given}: no images in it (looked for {' '.join(EXTENSIONS)}, subfolders too)")
-            jobs += [Job(p, output / p.relative_to(given).with_suffix(".png")) for p in sources]
-        elif given.is_file():
-            sources = [given] if given.suffix.lower() in EXTENSIONS else read_list(given)
-            jobs += [Job(p, output / f"{p.stem}.png") for p in sources]
-        else:
-            raise UsageError(f"{given}: no such file or folder")
-    sources = {os.path.realpath(job.source) for job in jobs}  # not resolve: a link to itself stops it
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        if os.path.realpath(job.target) in sources:
-            raise UsageError(f"{job.target} would replace one of the images; choose another output folder")
-        if job.target in taken:
-            raise UsageError(f"{taken[job.target]} and {job.source} would both become {job.target}")
-        taken[job.target] = job.source
-    return jobs
-
-
 def load(job: Job, channels: int, load_size: int | None) -> Loaded:
     """The picture with `channels` channels, resized to a square of `load_size` pixels as published tests resize."""
     try:
         pixels = read_image(job.source, channels)
-    except UNREADABLE as error:  # a UsageError too: one file of the wrong kind does not stop the others
+        height, width, _ = pixels.shape
+        if load_size is not None:
+            pixels = resize(pixels, load_size, load_size)
+    # a UsageError too: one file of the wrong kind, or too large, does not stop the others
+    except (*UNREADABLE, MemoryError) as error:
         return Loaded(job, None, one_line(error), False, (0, 0))
-    height, width, _ = pixels.shape
-    if load_size is not None:
-        pixels = resize(pixels, load_size, load_size)
     return Loaded(job, to_tensor(pixels), "", pixels.dtype != np.uint8, (height, width))
 
 
@@ -219,7 +215,7 @@ def encode_png(image: Tensor, bits: int) -> bytes:
     top = 2**bits - 1
     levels = ((image.detach().cpu().float().clamp(-1, 1) + 1) * (top / 2)).round().permute(1, 2, 0).numpy()
     if bits == 16:
-        return deep_png_encoder()(levels.astype(np.uint16))
+        return deep_png_encoder()(np.ascontiguousarray(levels, dtype=np.uint16))
     pixels = levels.astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(file, "PNG")
@@ -281,23 +277,48 @@ def run(args: argparse.Namespace) -> int:
     if args.bits == 16:
         deep_png_encoder()  # or say now that it is missing
     jobs = find_jobs(args.input, args.output)
-    network = weights.load(args.weights, network=args.network, impl=check_impl(args.impl))
+    check_impl(args.impl)
+    network = weights.load(args.weights, network=args.network, impl=args.impl)
     network.to(choose_device(args.device), memory_format=torch.channels_last)
-    print(f"{args.weights}: {network.recognised}", file=sys.stderr)
+    print(f"{network.found_in}: {network.recognised}", file=sys.stderr)
     choice = variants.choose(network, args)
+    refuse_judge(network)
+    marks = marks_of(jobs, choice, args)
     alone = prepare(choice.network, args.eval)
     if alone and args.batch_size > 1:
         print("batch norm or dropout as published: one image at a time (--eval switches them off)", file=sys.stderr)
     done = Progress(len(jobs))
     try:
-        _translate_files(choice, jobs, args, done, batch_size=1 if alone or choice.names else args.batch_size)
+        _translate_files(choice, jobs, marks, args, done, batch_size=1 if alone or choice.names else args.batch_size)
     except KeyboardInterrupt:
-        done.bar.close()
-        print(f"interrupted: {done.written} of {len(jobs)} images are in {args.output}", file=sys.stderr)
+        done.tell(f"interrupted: {done.written} of {len(jobs)} images are in {args.output}")
         return 130
-    done.bar.close()
+    finally:
+        done.bar.close()
     print(f"{done.written} of {len(jobs)} images translated into {args.output}", file=sys.stderr)
     return 0 if done.written == len(jobs) else 1
+
+
+def marks_of(jobs: list[Job], choice: variants.Choice, args: argparse.Namespace) -> dict[Path, str]:
+    """What each image's results are marked with: what they are of, by which weights, in which style or with which
+    label. UsageError where files of others are in the way."""
+    seed = args.seed if args.num_styles else None
+    made = (args.weights, args.network, args.label, args.style, seed)
+    marks = {job.target: mark(job.source, *made) for job in jobs}
+    planned = [(target, job.source) for job in jobs for target in choice.results(job.target)]
+    own = {target: marks[job.target] for job in jobs for target in choice.results(job.target)}
+    refuse_collisions(planned, args.output)
+    refuse_foreign((target, source, own[target]) for target, source in planned)
+    return marks
+
+
+def not_translated(batch: list[Loaded], images: Tensor, sizes: dict[str, int], error: Exception) -> UsageError:
+    """What to tell of torch's `error` with these images."""
+    which = f"{batch[0].job.source}: {images.shape[-1]} x {images.shape[-2]} pixels, {len(batch)} at a time, "
+    if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error).lower():
+        return UsageError(which + "are too large for the device's memory; try --tile 512, or a smaller --batch-size")
+    takes = f"which takes sides that are multiples of {sizes['multiple']}, at least {sizes['least']}"
+    return UsageError(which + f"cannot be translated by this network, {takes} ({one_line(error)})")
 
 
 class Progress:
@@ -314,10 +335,16 @@ class Progress:
 
 
 def _translate_files(
-    choice: variants.Choice, jobs: list[Job], args: argparse.Namespace, done: Progress, batch_size: int
+    choice: variants.Choice,
+    jobs: list[Job],
+    marks: dict[Path, str],
+    args: argparse.Namespace,
+    done: Progress,
+    batch_size: int,
 ) -> None:
     network = choice.network
     multiple = size_multiple(network)
+    sizes = {"multiple": multiple, "least": least_side(network, multiple)}
     for batch in batched(read_ahead(jobs, channels_in(network), args.load_size), batch_size):
         if batch[0].image is None:
             done.tell(f"skipped: {batch[0].job.source} ({batch[0].problem})")
@@ -325,23 +352,40 @@ def _translate_files(
             torch.manual_seed(0)  # of dropout: a result does not depend on what was translated before
             images = torch.stack([picture.image for picture in batch])
             try:
-                results = translate(network, images, tile=args.tile, precision=args.precision, multiple=multiple)
-            except torch.OutOfMemoryError:
-                raise UsageError(
-                    f"{batch[0].job.source}: {images.shape[-1]} x {images.shape[-2]} pixels, {len(batch)} at a time, "
-                    "are too large for the device's memory; try --tile 512, or a smaller --batch-size"
-                ) from None
-            outputs = [(picture, picture.job.target) for picture in batch]
-            if choice.names:  # one image, several results
-                outputs = [(batch[0], target) for target in choice.targets(batch[0].job.target)]
-                choice.save_overview(batch[0].job.target, images[0], results)
-            for (picture, target), result in zip(outputs, results, strict=True):
-                if args.size == "original":
-                    result = enlarge(result, *picture.size)
-                if picture.deep and args.bits == 8 and not done.told:
-                    done.told = True
-                    done.tell("images of 16 bits become results of 8 bits; --bits 16 keeps them")
-                write_atomically(target, encode_png(result, args.bits))
-            done.written += len(batch)
+                results = translate(network, images, tile=args.tile, precision=args.precision, **sizes)
+            except UsageError as error:
+                if args.tile is None:
+                    raise
+                raise UsageError(f"--tile {args.tile}: {error}") from None
+            except (RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                raise not_translated(batch, images, sizes, error) from error
+            for picture, image, own in zip(batch, images, [results] if choice.names else results.split(1), strict=True):
+                if own.isfinite().all():
+                    _write(choice, picture, image, own, marks[picture.job.target], args, done)
+                    done.written += 1
+                else:
+                    done.tell(f"skipped: {picture.job.source} (the result is not finite, as that of float16 may be)")
         done.seen += len(batch)
         done.bar.show(done.seen, {})
+
+
+def _write(
+    choice: variants.Choice,
+    picture: Loaded,
+    image: Tensor,
+    results: Tensor,
+    own: str,
+    args: argparse.Namespace,
+    done: Progress,
+) -> None:
+    """The results of one image, (1, C, H, W) or one for each of `choice.names`, with their mark `own`."""
+    if picture.deep and args.bits == 8 and not done.told:
+        done.told = True
+        done.tell("images of 16 bits become results of 8 bits; --bits 16 keeps them")
+    targets = choice.targets(picture.job.target) if choice.names else [picture.job.target]
+    for target, result in zip(targets, results, strict=True):
+        if args.size == "original":
+            result = enlarge(result, *picture.size)
+        write_atomically(target, marked(encode_png(result, args.bits), own))
+    if choice.names:
+        write_atomically(choice.results(picture.job.target)[-1], marked(choice.overview_of(image, results), own))

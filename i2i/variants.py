@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from i2i.data.images import UNREADABLE, one_line, read_image, to_tensor
 from i2i.data.preprocess import resize
 from i2i.errors import UsageError
-from i2i.networks.munit import MunitTranslator, sample_styles
+from i2i.networks.munit import STYLE_DOWNSAMPLINGS, MunitTranslator, sample_styles
 from i2i.networks.stargan import LabelledTranslator, MatchGANGenerator, StarGANGenerator
-from i2i.pictures import save_grid
+from i2i.pictures import draw_grid
 
 LABELLED = (StarGANGenerator, MatchGANGenerator)
 
@@ -56,14 +57,18 @@ class Choice(NamedTuple):
 
     def targets(self, target: Path) -> list[Path]:
         # A name may be of anyone's making, and must not lead out of the folder.
-        return [target.with_suffix("") / (re.sub(r"[/\\]", "_", name) + ".png") for name in self.names]
+        return [target.with_suffix("") / (re.sub(r"[/\\\x00-\x1f]", "_", name) + ".png") for name in self.names]
 
-    def save_overview(self, target: Path, image: Tensor, results: Tensor) -> None:
-        """The image and its several results, side by side."""
-        folder = target.with_suffix("")
-        folder.mkdir(parents=True, exist_ok=True)
+    def results(self, target: Path) -> list[Path]:
+        """All files that are written for the image whose one result would be `target`; the overview last."""
+        return [*self.targets(target), target.with_suffix("") / f"{self.overview}.png"] if self.names else [target]
+
+    def overview_of(self, image: Tensor, results: Tensor) -> bytes:
+        """The image and its several results, side by side: a PNG file."""
         titles = ("input", *(name.replace("_", " ") for name in self.names))
-        save_grid(folder / f"{self.overview}.png", titles, [(image, *results)])
+        file = io.BytesIO()
+        draw_grid(titles, [(image, *results)]).save(file, "PNG")
+        return file.getvalue()
 
 
 def choose(network: nn.Module, args: argparse.Namespace) -> Choice:
@@ -99,6 +104,7 @@ def in_label(network: nn.Module, text: str | None) -> nn.Module:
     label = torch.tensor([network.labels.parse(text)], dtype=torch.float32, device=device_of(network))
     translator = LabelledTranslator(network, label)
     translator.recognised = f"{network.recognised}; label {text}"
+    translator.found_in = network.found_in
     return translator
 
 
@@ -115,6 +121,8 @@ def in_style(network: nn.Module, args: argparse.Namespace) -> Choice:
         return Choice(network.in_style(style_of(args.style, network, args.load_size)))
     if args.num_styles < 1:
         raise UsageError(f"--num-styles must be at least 1, got {args.num_styles}")
+    if not 0 <= args.seed < 2**63:
+        raise UsageError(f"--seed must be from 0 to 2**63 - 1, got {args.seed}")
     styles = sample_styles(args.num_styles, network.target.style_dim, args.seed).to(network.style.device)
     names = tuple(f"style_{number}" for number in range(1, args.num_styles + 1))
     return Choice(network.in_style(styles), names, "styles")
@@ -127,8 +135,10 @@ def style_of(path: Path, network: MunitTranslator, load_size: int | None) -> Ten
         pixels = read_image(path, network.target.enc_style.model[0].conv.in_channels)
     except UNREADABLE as error:
         raise UsageError(f"--style {path}: {one_line(error)}") from None
-    if min(pixels.shape[:2]) < 8 and load_size is None:
-        raise UsageError(f"--style {path}: must be at least 8 x 8 pixels, got {pixels.shape[1]} x {pixels.shape[0]}")
     if load_size is not None:
         pixels = resize(pixels, load_size, load_size)
+    least = 2**STYLE_DOWNSAMPLINGS
+    if min(pixels.shape[:2]) < least:
+        size = f"{pixels.shape[1]} x {pixels.shape[0]}{' with --load-size' if load_size is not None else ''}"
+        raise UsageError(f"--style {path}: must be at least {least} x {least} pixels, got {size}")
     return network.target.encode_style(to_tensor(pixels)[None].to(network.style.device))

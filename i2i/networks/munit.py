@@ -268,8 +268,8 @@ def munit_discriminator(
     if "cnns.0.0.conv.weight" not in state:
         return None
     dim, input_nc = state["cnns.0.0.conv.weight"].shape[:2]
-    scales = 1 + max(int(key.split(".")[1]) for key in state)
-    n_layer = max(int(key.split(".")[2]) for key in state)
+    scales = len({key.split(".")[1] for key in state if key.startswith("cnns.")})
+    n_layer = len({key for key in state if key.startswith("cnns.0.")}) // 2 - 1  # and the last convolution
     net = MunitDiscriminator(input_nc, dim, n_layer, scales, impl=impl)
     return net, f"MUNIT discriminator, {scales} scales of {n_layer} layers, width {dim}, {input_nc} channels"
 

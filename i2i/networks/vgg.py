@@ -69,6 +69,8 @@ def load_vgg16(path: str) -> Vgg16:
             f"vgg_weights: {path} does not hold the 13 convolutions of VGG-16 as conv1_1.weight, conv1_1.bias, ... "
             "or features.0.weight, features.0.bias, ..."
         ) from None
+    if not all(weight.isfinite().all() for weight in net.parameters()):
+        raise UsageError(f"vgg_weights: {path} holds weights that are not finite: damaged, or of a run that diverged")
     return net.requires_grad_(False).eval()
 
 

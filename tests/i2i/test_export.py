@@ -78,7 +78,7 @@ def test_a_difference_is_an_error_and_leaves_no_file(tmp_path, monkeypatch):
 
 
 def test_a_size_that_the_network_does_not_take(tmp_path):
-    with pytest.raises(UsageError, match="multiples of 4, got 30 x 64"):
+    with pytest.raises(UsageError, match="multiples of 4, at least 8, got 30 x 64"):
         export_onnx(small(), tmp_path / "g.onnx", (30, 64))
 
 

@@ -153,7 +153,7 @@ def test_published_file_becomes_a_translator(tmp_path):
     )
     back = weights.load(tmp_path / "gen_00000001.pt", network="BtoA", impl="reference")
     torch.testing.assert_close(back(x[:, :1]), MunitTranslator(b, a)(x[:, :1]), **CLOSE)
-    with pytest.raises(UsageError, match="network must be one of AtoB, BtoA, got 'G'"):
+    with pytest.raises(UsageError, match="network must be one of AtoB, BtoA, gen_a, gen_b, got 'G'"):
         weights.load(tmp_path / "gen_00000001.pt", network="G")
 
 

@@ -130,3 +130,76 @@ def test_files_that_cannot_be_read(tmp_path):
             options.read_file(tmp_path / "c.yaml")
     with pytest.raises(UsageError, match="No such file"):
         options.read_file(tmp_path / "nowhere.yaml")
+
+
+PUBLISHED = """----------------- Options ---------------
+                 CUT_mode: FastCUT                       
+          checkpoints_dir: ./checkpoints                 
+           continue_train: False                         
+                 dataroot: ./datasets/grumpy, cat        \t[default: placeholder]
+               display_id: None                          
+                  gpu_ids: 0                             
+                  isTrain: True                          \t[default: None]
+               lambda_NCE: 5.0                           \t[default: 1.0]
+         max_dataset_size: inf                           
+                    model: cut                           
+                     name: grumpycat                     \t[default: experiment_name]
+nce_includes_all_negatives_from_minibatch: True                          \t[default: False]
+                  netF_nc: 128                           \t[default: 256]
+                     netG: resnet_6blocks                \t[default: resnet_9blocks]
+          no_antialias_up: True                          \t[default: False]
+               no_dropout: True                          
+                  no_flip: False                         
+                    normD: instance                      
+                    normG: instance                      
+                pool_size: 0                             
+                   suffix:                               
+----------------- End -------------------
+"""
+
+
+def test_a_published_train_opt_file(tmp_path, capsys):
+    """What the run was, and not where it was written; the command line wins."""
+    (tmp_path / "train_opt.txt").write_text(PUBLISHED)
+    given = options.read_file(tmp_path / "train_opt.txt")
+    assert capsys.readouterr().err.endswith("without a meaning for fastcut, left out: pool_size\n")
+    assert options.take_command(given) == {"method": "fastcut"}
+    config = METHODS["fastcut"].Config.from_dict(
+        options.translate_names(given | {"ngf": "8"}, METHODS["fastcut"].Config)
+    )
+    assert (config.data, config.ngf, config.lambda_nce) == (("./datasets/grumpy, cat",), 8, 5.0)
+    assert (config.generator, config.feature_width, config.negatives) == ("resnet_6blocks", 128, "minibatch")
+    assert (config.antialias_up, config.dropout, config.flip, config.max_dataset_size) == (False, False, True, 0)
+    assert options.published_options(tmp_path / "none.txt") == {}
+
+
+@pytest.mark.parametrize("line", ["--max_dataset_size inf", "max_dataset_size=Inf"])
+def test_the_published_word_for_no_limit(line):
+    assert CUTConfig.from_dict(read(line)[1]).max_dataset_size == 0
+
+
+def test_continue_train_that_is_false_is_no_wish(tmp_path):
+    assert read("--continue_train False --name x")[0] == {"output": "checkpoints/x"}
+
+
+def test_init_from_takes_several_paths_and_makes_them_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for line in ("--init_from a,b c", "--lr 1 --init-from a,b c"):
+        assert read(line)[1]["init_from"] == [str(tmp_path / "a,b"), str(tmp_path / "c")]
+    assert read("init_from=a,b")[1]["init_from"] == [str(tmp_path / "a,b")]
+
+
+def test_weights_of_another_run_by_the_published_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command, settings = read("--name new --continue_train --pretrained_name old --checkpoints_dir c")
+    assert command == {"output": "c/new"} and settings == {"init_from": [str(tmp_path / "c/old")]}
+
+
+def test_weights_alone_cannot_be_gone_on_with_exactly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints/h2z").mkdir(parents=True)
+    (tmp_path / "checkpoints/h2z/latest_net_G.pth").touch()
+    with pytest.raises(UsageError, match="no checkpoint.pt to go on from exactly.* with --init_from checkpoints/h2z"):
+        read("--name h2z --continue_train")
+    (tmp_path / "checkpoints/h2z/checkpoint.pt").touch()
+    assert read("--name h2z --continue_train")[0] == {"resume": "checkpoints/h2z"}

@@ -211,7 +211,7 @@ def test_one_channel_of_16_bits(tmp_path, capsys):
 def test_batch_norm_as_published_goes_one_by_one(tmp_path, capsys, monkeypatch):
     """Results do not depend on the other images; with --eval, images go in batches."""
     net = UnetGenerator(ngf=2, num_downs=5, norm="batch", dropout=True)
-    net.recognised = "U-Net"  # as the loader leaves it
+    net.recognised, net.found_in = "U-Net", "a file"  # as the loader leaves it
     monkeypatch.setattr(module.weights, "load", lambda *_, **__: net)
     for name in "ab":
         picture(tmp_path / f"in/{name}.png", (64, 64), seed=ord(name))

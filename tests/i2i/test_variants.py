@@ -81,6 +81,7 @@ def test_style_of_an_image(files):
             "--style is one style, so --num-styles must be left out",
         ),
         (["--num-styles", 0], "gen.pt", "--num-styles must be at least 1, got 0"),
+        (["--num-styles", 1, "--seed", 2**70], "gen.pt", r"--seed must be from 0 to 2\*\*63 - 1"),
         (["--style", "nowhere.png"], "gen.pt", "--style nowhere.png: "),
         (
             ["--num-styles", 2],
@@ -92,6 +93,19 @@ def test_style_of_an_image(files):
 def test_what_makes_no_sense_is_refused(files, words, weights, message):
     with pytest.raises(UsageError, match=message):
         run(files[0], *words, weights=weights)
+
+
+def test_a_style_of_too_few_pixels_is_refused(files):
+    """The style encoder halves an image four times, with reflection padding before each."""
+    folder, net = files
+    for side in (1, 8, 15):
+        Image.new("RGB", (side, 40)).save(folder / "small.png")
+        with pytest.raises(UsageError, match=f"--style .*must be at least 16 x 16 pixels, got {side} x 40$"):
+            run(folder, "--style", folder / "small.png")
+    with pytest.raises(UsageError, match="at least 16 x 16 pixels, got 8 x 8 with --load-size"):
+        run(folder, "--style", folder / "style.png", "--load-size", 8)
+    Image.new("RGB", (16, 16)).save(folder / "small.png")
+    assert run(folder, "--style", folder / "small.png") == 0
 
 
 NAMES = ("Dark", "Light", "Old")  # one of the first two at most

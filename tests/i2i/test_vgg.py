@@ -94,3 +94,11 @@ def test_what_are_no_weights_is_said(narrow, tmp_path):
         torch.save(state, tmp_path / "other")
         with pytest.raises(UsageError, match="does not hold the 13 convolutions of VGG-16"):
             load_vgg16(str(tmp_path / "other"))
+
+
+def test_weights_that_are_not_finite_are_refused(narrow, tmp_path):
+    state = Vgg16().state_dict()
+    state["conv3_2.bias"][1] = torch.nan
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="vgg_weights: .*x.pt holds weights that are not finite"):
+        load_vgg16(str(tmp_path / "x.pt"))

@@ -200,11 +200,11 @@ REFUSED = {
     "holds a pickled i2i.networks.resnet.ResnetGenerator, not only tensors, and loading that could run code": resnet,
     "the state of an optimizer": lambda: torch.optim.Adam(resnet().parameters()).state_dict(),
     r"weights of no network known here \(its 2 keys begin with weight, bias\)": lambda: nn.Linear(2, 2).state_dict(),
-    "neither the weights of one network nor a checkpoint of i2i": lambda: {"G": resnet().state_dict()},
+    "neither the weights of one network nor a checkpoint of i2i": lambda: {"epoch": 3, "losses": [0.5]},
     "its keys begin with format, method, config": lambda: checkpoint(format=1),
     "holds list": lambda: [torch.ones(2)],
     "holds dict with nothing in it": dict,
-    "taken for a ResNet generator, 2 blocks.* Missing key.*model.23.bias": lambda: without("model.23.bias"),
+    "taken for a ResNet generator, 2 blocks.*: model.23.bias is missing": lambda: without("model.23.bias"),
     "keys of a stylegan2 generator, but not all": lambda: {"encoder.convs.1.0.weight": torch.ones(4, 3, 1, 1)},
 }
 
