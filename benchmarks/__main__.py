@@ -23,6 +23,7 @@ from benchmarks.report import SCHEMA, is_noisy, loss_line, summarise, write
 from benchmarks.runner import Json, run
 from benchmarks.suite import Suite
 from benchmarks.suite import run as run_suite
+from kernels import _commands
 
 ROUNDS, ROUNDS_FULL = 7, 20
 SUITES = (contrastive.SUITE, resample.SUITE)
@@ -87,6 +88,10 @@ def _shape(text: str) -> Shape:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0; 1 when a fused result failed the correctness gate; 130 after Ctrl-C."""
+    return _commands.run(lambda: measure_and_report(argv))
+
+
+def measure_and_report(argv: Sequence[str] | None) -> int:
     options = parse(argv)
     device = machine.ready(options.device)
     if device is None:

@@ -11,6 +11,7 @@ from benchmarks import machine, step_report
 from benchmarks.progress import Progress
 from benchmarks.step_methods import METHODS, OURS, PUBLISHED
 from benchmarks.step_turns import COMMANDS, Entry, Json, Run, add_arguments, measure
+from kernels import _commands
 
 ROUNDS = 5
 
@@ -66,4 +67,4 @@ def contestants(names: Sequence[str], size: int, networks: Json) -> dict[str, En
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_commands.run(main))

@@ -20,6 +20,7 @@ from benchmarks.zoo_report import PLAIN
 from i2i.config import Config
 from i2i.data.labelled import LABELLED_MODES
 from i2i.methods import METHODS, Method
+from kernels import _commands
 
 ROUNDS = 2  # on two cores some two and a half minutes each for all methods, and steps vary by less than 1 %
 IMPLS = {FUSED: "auto", PLAIN: "reference"}
@@ -115,4 +116,4 @@ def main(argv: Sequence[str] | None = None, settings: Mapping[str, Json] | None 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_commands.run(main))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
+import errno
+import platform
+import re
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +18,17 @@ from typing import Any, NoReturn
 import torch
 
 import kernels
-from i2i import checkpoint, distributed, evaluate, export, options, translate
-from i2i.config import Config, suggestion
+from i2i import checkpoint, distributed, evaluate, export, options, resuming, translate
+from i2i.config import Config
 from i2i.devices import check_impl, choose_device
-from i2i.errors import TrainingDiverged, UsageError
-from i2i.methods import METHODS
+from i2i.errors import NotSaved, TrainingDiverged, UsageError
+from i2i.methods import METHODS, check_method
 from i2i.train import Result, say, train
+from kernels import _commands
 
-# May be given anew with resume: nothing of what was computed depends on them.
-RESUMABLE = {
-    *("data", "steps", "n_epochs", "n_epochs_decay", "num_threads"),
-    *("save_every", "sample_every", "keep_every", "tensorboard"),
-}
+DEFECT = 3
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_MEMORY = "DefaultCPUAllocator|out of memory|cannot allocate memory"  # RuntimeErrors of torch
 TRAIN_HELP = """usage: i2i train [--method NAME] [--data DIR [DIR]] [--config FILE] [name=value ...]
        i2i train --resume RUN
        torchrun --nproc-per-node N -m i2i train ...
@@ -37,8 +40,8 @@ score. Ctrl-C saves and stops; --resume goes on exactly from there. Several proc
   --data DIR      a folder with trainA and trainB (pix2pix: train, with A and B side by side), or two folders;
                   a text file with a path per line may stand for a folder
   --config FILE   options from a YAML or JSON file; those of the command line win
-  --output DIR    where to write (default: the first free of runs/<method>-1, -2, ...)
-  --resume RUN    go on from this run's folder or checkpoint, writing into it
+  --output DIR    where to write, never over the work of another run (default: the first free of runs/<method>-1, ...)
+  --resume RUN    go on from this run's folder or checkpoint, writing into it; with the pictures it began with
   --device NAME   auto, cpu, cuda, cuda:1, ... (default: auto)
   --impl NAME     implementation of the fused operators: auto, reference, cpu, triton (default: auto)
 
@@ -112,12 +115,12 @@ def train_command(words: Sequence[str]) -> int:
         method, config, state, output = configure(command, given)
         result = train(method, config, output, device=device, impl=impl, resume=state)
         if distributed.rank() == 0:
-            report(result, output)
+            report(result)
     return 128 + result.stopped_by if result.stopped_by else 0
 
 
-def configure(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, dict[str, Any] | None, Path]:
-    """What was given -> (method, configuration, checkpoint to resume from or None, output folder)."""
+def configure(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config, dict[str, Any] | None, Path | None]:
+    """What was given -> (method, configuration, checkpoint to resume from or None, output folder or None)."""
     if "resume" in command:
         return resume(command, given)
     method = command.get("method", "cut").lower()
@@ -126,19 +129,7 @@ def configure(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Conf
     if "data" not in settings and "load_size" in settings:
         raise UsageError("load_size has no meaning for the sample photographs; name your own with --data")
     config = kind.from_dict(settings if "data" in settings else kind.SAMPLE | settings)
-    if "output" not in command:
-        free = next(p for p in (Path("runs") / f"{method}-{n}" for n in range(1, 10**6)) if not p.exists())
-        return method, config, None, distributed.gather(free)[0]
-    output = Path(command["output"])
-    if (output / checkpoint.NAME).exists():
-        raise UsageError(f"{output} holds a run already: go on with --resume {output}, or choose another --output")
-    return method, config, None, output
-
-
-def check_method(name: str) -> str:
-    if name not in METHODS:
-        raise UsageError(f"method must be one of {', '.join(METHODS)}, got {name}{suggestion(name, METHODS)}")
-    return name
+    return method, config, None, Path(command["output"]) if "output" in command else None
 
 
 def with_whole_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -150,21 +141,21 @@ def resume(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config,
     if "output" in command:
         raise UsageError("--resume writes into the folder of the run it resumes; leave --output out")
     run = Path(command["resume"])
+    folder = run if run.is_dir() else run.parent
+    if run.is_file() and run.name != checkpoint.NAME:
+        raise UsageError(
+            f"{run}: a run goes on from the {checkpoint.NAME} of its folder; to go back to another one, put it into a "
+            "folder of its own under that name"
+        )
     state = checkpoint.read(run)
     method, config = state["method"], checkpoint.config(state)
-    if command.get("method", method).lower() != method:
-        raise UsageError(f"method was {method} in this run and cannot become {command['method']}")
+    resuming.check_settings(state, command.get("method", method).lower(), config)
     settings = with_whole_paths(options.translate_names(given, type(config)))
-    wanted = replace(config, **settings)
-    for name in set(settings) - RESUMABLE:
-        old, new = getattr(config, name), getattr(wanted, name)
-        if old != new:
-            free = ", ".join(sorted(RESUMABLE))
-            raise UsageError(f"{name} was {old} in this run and cannot become {new}; what may change: {free}")
-    return method, wanted, state, run if run.is_dir() else run.parent
+    return method, replace(config, **settings), state, folder
 
 
-def report(result: Result, output: Path) -> None:
+def report(result: Result) -> None:
+    output = result.checkpoint.parent
     if result.end is not None:
         say(
             f"held-out {result.metric}: {result.start:.2f} before training, {result.end:.2f} after "
@@ -176,29 +167,61 @@ def report(result: Result, output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. 0: done; 1: diverged or out of memory; 2: a mistake in what was given; 130, 143: signal."""
+    """Run the command line. 0: done; 1: diverged, out of memory or of space; 2: a mistake in what was given; 3: a
+    defect of ours; 129, 130, 141, 143: a signal."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # a name of a file that the terminal cannot show is no reason to stop
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    told = "interrupted; nothing saved since the last checkpoint" if words[:1] == ["train"] else "interrupted"
+    return _commands.run(lambda: answer(words), told)
+
+
+def answer(words: list[str]) -> int:
+    """The exit status; whatever goes wrong is told in one sentence."""
     kernels.keep_freed_memory()  # every step allocates the same sizes again
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names that this terminal cannot show
+    threading.excepthook = from_thread
     try:
         if words[:1] == ["train"]:
             return train_command(words[1:])
         given = build_parser().parse_args(words)
         return given.run(given)
-    except (UsageError, kernels.BackendUnavailable, OSError) as error:  # OSError: no right to write, a full disk
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError:
-        print("error: the device ran out of memory; try a smaller crop_size, batch_size or width", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing saved since the last checkpoint", file=sys.stderr)
-        return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        status, sentence = explain(error)
+        if status == DEFECT:
+            traceback.print_exception(error)
+        print(f"error: {sentence}", file=sys.stderr)
+        return status
+
+
+def from_thread(given: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread meets a full disk first, and its traceback is none for people: `flush` meets the same."""
+    if not isinstance(given.exc_value, OSError):
+        threading.__excepthook__(given)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """(exit status, what to tell)."""
+    if isinstance(error, (NotSaved, TrainingDiverged)):
+        return 1, str(error)
+    if isinstance(error, (UsageError, kernels.BackendUnavailable)):
+        return 2, str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(NO_MEMORY, str(error), re.IGNORECASE):
+        return 1, "the device ran out of memory; try a smaller crop_size, batch_size or width"
+    if distributed.lost(error):
+        return 1, "another process of this run has ended, and this one with it; what it printed says why"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else "standard output: " if error.errno in NO_SPACE else ""
+        return 1 if error.errno in NO_SPACE else 2, f"{where}{error.strerror}" if error.strerror else str(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in ("i2i", "kernels"):
+        return 2, f"this needs the package {error.name}: pip install {error.name}"
+    return DEFECT, (
+        f"{type(error).__name__}: this is a defect of i2i {kernels.__version__} and no mistake of yours. Please report "
+        f"it in the project's issue tracker, with the lines above, the command, and what kernels-report prints "
+        f"(torch {torch.__version__}, Python {platform.python_version()}, {platform.platform()})"
+    )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
 def choose_device(name: str) -> torch.device:
     """ "auto" (a GPU if there is one) or torch's name of a device. UsageError when it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)  # also finds out whether the device is there
+        if torch.empty(0, device=name).device.type == "meta":  # also finds out whether the device is there
+            raise UsageError("device meta holds no values to compute with; take cpu or cuda")
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).strip().splitlines()[0]

@@ -7,15 +7,19 @@ several losses back one by one to keep one graph in memory at a time. The averag
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from i2i.errors import UsageError
+
+TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -24,6 +28,12 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is set in the environment but {', '.join(missing)} not: start several processes with "
+            "torchrun, which sets them all, or unset WORLD_SIZE"
+        )
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if device.index is not None or local >= torch.cuda.device_count():
@@ -38,6 +48,31 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def first(action: Callable[[], T]) -> T:
+    """What `action` returns in the first process, which alone runs it; raised in all of them if it raises UsageError
+    or OSError, so that none waits for one that has ended."""
+    answer: T | None = None
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            answer = action()
+        except (UsageError, OSError) as raised:
+            if world() == 1:
+                raise
+            error = raised
+    answer, error = gather((answer, error))[0]
+    if error is not None:
+        raise error
+    return answer
+
+
+def lost(error: Exception) -> bool:
+    """Whether `error` is of a connection to another process of the run, which has ended."""
+    return "WORLD_SIZE" in os.environ and (
+        isinstance(error, dist.DistError) or bool(re.search("gloo|nccl|connection (closed|reset)", str(error), re.I))
+    )
 
 
 def rank() -> int:

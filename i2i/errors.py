@@ -7,3 +7,7 @@ class UsageError(ValueError):
 
 class TrainingDiverged(RuntimeError):
     """A loss or a weight is no longer finite."""
+
+
+class NotSaved(OSError):
+    """A run could not write one of its files. The message says which and why, and from where the run can go on."""

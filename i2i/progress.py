@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +21,8 @@ from torch import Tensor
 from i2i import distributed
 from i2i.errors import TrainingDiverged, UsageError
 from i2i.files import replacing
+
+HANG_UP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # of a closed terminal
 
 
 class ProgressBar:
@@ -43,13 +47,18 @@ class ProgressBar:
         line = f"[{bar:20}] {step}/{self.last}  {speed * self.batch_size:.1f} images/s  {left} left  {values}"
         if self.terminal:
             # Cut to the terminal's width: a wrapped line could not be rewritten. \033[K clears what the last one left.
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            line = f"\r{line[: width - 1]}\033[K"
-        print(line, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                width = os.get_terminal_size(sys.stderr.fileno()).columns
+                line = f"\r{line[: width - 1]}\033[K"
+        try:
+            print(line, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+        except OSError:  # the terminal was closed, or the reader has left: no reason to stop a run
+            self.silent, self.terminal = True, False
 
     def close(self) -> None:
         if self.terminal:
-            print(file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(file=sys.stderr)
 
 
 class LossLog:
@@ -65,13 +74,7 @@ class LossLog:
         self.last: dict[str, float] = {}
         self.writes = distributed.rank() == 0
         self.board = open_tensorboard(folder, done) if tensorboard and self.writes else None
-        kept: list[list[str]] = []
-        if done and self.path.is_file() and self.path.stat().st_size:
-            with open(self.path, newline="") as file:
-                header, *rows = csv.reader(file)
-            # A row that a kill broke off is none: "100" may have been to become "1001".
-            whole = [row for row in rows if len(row) == len(header)]
-            kept = [header, *(row for row in whole if int(row[0]) <= done)]
+        kept = read_rows(self.path, done) if done and self.path.is_file() else []
         self.has_header = bool(kept)
         if self.writes:
             with replacing(self.path) as temporary:
@@ -97,6 +100,7 @@ class LossLog:
             for step, row in zip(steps, values, strict=True):
                 for name, value in zip(names, row, strict=True):
                     self.board.add_scalar(name, value, step)
+            self.board.flush()  # it writes in a thread of its own; this is where a full disk is told
         for step, row in zip(steps, values, strict=True):
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
@@ -106,12 +110,27 @@ class LossLog:
 
     def close(self) -> None:
         if self.board:
-            self.board.close()
+            board, self.board = self.board, None
+            board.close()
 
     @staticmethod
     def _write(path: Path, rows: Iterable[Iterable[object]], mode: str) -> None:
         with open(path, mode, newline="") as file:
             csv.writer(file).writerows(rows)
+
+
+def read_rows(path: Path, done: int) -> list[list[str]]:
+    """The header of losses.csv and its rows up to step `done`. UsageError if it is not a table that a run wrote."""
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        del lines[-1]  # broken off by a kill: "100" may have been to become "1001"
+    rows = [line.rstrip("\r\n").split(",") for line in lines]
+    for number, row in enumerate(rows, 1):
+        right = row[0] == "step" if number == 1 else row[0].isdecimal() and len(row) == len(rows[0])
+        if not right:
+            raise UsageError(f"{path}: line {number} is not as a run wrote it; mend it or move the file away")
+    return [row for number, row in enumerate(rows) if number == 0 or int(row[0]) <= done]
 
 
 def open_tensorboard(folder: Path, done: int) -> Any:
@@ -124,15 +143,22 @@ def open_tensorboard(folder: Path, done: int) -> Any:
 
 
 class StopRequest:
-    """While entered, the first Ctrl-C (or SIGTERM) only sets `signal`, so that the step under way can end and be saved;
-    a second one interrupts at once, unless it comes within a second: torchrun passes on what the terminal has sent to
-    its processes already."""
+    """While entered, the first Ctrl-C (or SIGTERM, or the terminal's end) only sets `signal`, so that the step under
+    way can end and be saved; a second one interrupts at once, unless it comes within a second: torchrun passes on what
+    the terminal has sent to its processes already. Outside the main thread it asks for nothing."""
 
     def __init__(self) -> None:
         self.signal, self.at = 0, 0.0
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread hears signals: what is to become of this one is its starter's business
+        for number in (signal.SIGINT, signal.SIGTERM, *HANG_UP):
+            before = signal.getsignal(number)
+            if before is None or (number in HANG_UP and before is signal.SIG_IGN):
+                continue  # not Python's to put back; nohup
+            self._before[number] = signal.signal(number, self._ask)
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

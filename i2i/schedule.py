@@ -18,16 +18,16 @@ def scheduler(optimizer: Optimizer, config: Config) -> lr_scheduler.LRScheduler:
     """linear: epoch k (from 1) trains at lr * (1 - max(0, k - n_epochs) / (n_epochs_decay + 1)), so the last one is
     above 0; step: a tenth after every lr_decay_iters epochs; cosine: to 0 over all epochs (published: over n_epochs,
     after which it rises again); plateau: a fifth when the mean loss of the generator has not fallen by 1 % for more
-    than 5 epochs (published: fed with a constant, so it always falls)."""
+    than 5 epochs (published: fed with a constant, so it always falls). None is ever below 0, nor rises again."""
     if config.lr_policy == "step":
         return lr_scheduler.StepLR(optimizer, config.lr_decay_iters, gamma=0.1)
     if config.lr_policy == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.2, threshold=0.01, patience=5)
     if config.lr_policy == "cosine":
         epochs = config.n_epochs + config.n_epochs_decay
-        return lr_scheduler.LambdaLR(optimizer, lambda done: (1 + math.cos(math.pi * done / epochs)) / 2)
+        return lr_scheduler.LambdaLR(optimizer, lambda done: (1 + math.cos(math.pi * min(1, done / epochs))) / 2)
     return lr_scheduler.LambdaLR(
-        optimizer, lambda done: 1 - max(0, done + 1 - config.n_epochs) / (config.n_epochs_decay + 1)
+        optimizer, lambda done: max(0, 1 - max(0, done + 1 - config.n_epochs) / (config.n_epochs_decay + 1))
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2i import checkpoint, distributed, init_from
+from i2i import checkpoint, distributed, init_from, resuming
+from i2i.claim import claimed
 from i2i.config import Config
 from i2i.data import Dataset, batches, open_training_data
-from i2i.errors import TrainingDiverged, UsageError
-from i2i.methods import METHODS, Method
+from i2i.errors import NotSaved, TrainingDiverged, UsageError
+from i2i.methods import METHODS, Method, check_method
 from i2i.pictures import plot_losses, save_grid
 from i2i.progress import LossLog, ProgressBar, StopRequest
 from i2i.schedule import Schedule
@@ -42,23 +44,48 @@ class Result:
 def train(
     method: str,
     config: Config,
-    output: Path,
+    output: Path | str | None = None,
     *,
     device: torch.device | str = "cpu",
     impl: str = "auto",
     resume: dict[str, Any] | None = None,
 ) -> Result:
-    """Train `method` (a name of METHODS) as `config` says and write everything under `output`.
+    """Train `method` (a name of METHODS) as `config` says and write everything under `output`; by default the first
+    free one of runs/<method>-1, -2, ...
 
     `resume`: contents of a checkpoint (`checkpoint.read`); the run goes on as if it had never stopped. Under torchrun
-    every process calls this, with its own device.
+    every process calls this, with its own device. In the main thread, Ctrl-C, SIGTERM and SIGHUP save and end the run;
+    called from another thread it runs to its end. (Two runs at once in one process share torch's random numbers, and
+    with dropout are not repeatable.)
+
+    Raises:
+        UsageError: what was given is wrong, another run is writing into `output`, or a work that is there would be
+            overwritten; nothing was begun.
+        TrainingDiverged: a loss or a weight is no longer finite.
+        NotSaved: a file could not be written, because the disk is full, say. The last checkpoint is whole.
     """
+    kind = METHODS[check_method(method)].Config
+    if not isinstance(config, kind):
+        raise UsageError(f"config of {method} must be a {kind.__name__}, got {type(config).__name__}")
+    if resume:
+        resuming.check_settings(resume, method, config)
+    with claimed(None if output is None else Path(output), method, resume) as folder:
+        run, done = prepare(method, config, folder, device, impl, resume)
+        return run.go(done)
+
+
+def prepare(
+    method: str, config: Config, output: Path, device: torch.device | str, impl: str, resume: dict[str, Any] | None
+) -> tuple[Run, int]:
+    """(what will train, steps that are done)."""
     data = open_training_data(config)
     per_step = config.batch_size * distributed.world()
     last = -(-len(data) * (config.n_epochs + config.n_epochs_decay) // per_step)
     last = min(config.steps or last, last)
     if METHODS[method].full_view_in_decay:
         data.full_view_from = len(data) * config.n_epochs
+    if resume:
+        resuming.check_data(resume, resuming.facts(data, torch.device(device)))
     done = resume["step"] if resume else 0
     if done >= last:
         raise UsageError(f"already trained {done} of {last} steps; ask for more with steps or n_epochs")
@@ -69,12 +96,13 @@ def train(
     run.start = run.held_out()  # before restoring: in a resumed run, too, of the untrained network
     if resume:
         checkpoint.restore(resume, run.model, run.schedule)
+        resuming.tell_changes(resume, run.made_with)
     else:
         run.spread()
     images = "1 image" if per_step == 1 else f"{per_step} images"
     epochs = f"{last * per_step / len(data):.4g} epochs"
     say(f"{data.describe()}\n{last} steps of {images} ({epochs}) on {device}, into {output}")
-    return run.go(done)
+    return run, done
 
 
 def say(text: str) -> None:
@@ -89,7 +117,7 @@ class Run:
         self.schedule = Schedule(model.optimizers, model.config)
         self.per_step = model.config.batch_size * distributed.world()
         self.start: float | None = None
-        (output / "pictures").mkdir(parents=True, exist_ok=True)
+        self.made_with = resuming.facts(data, self.model.device)
         self.picture = output / "pictures"
 
     def spread(self) -> None:
@@ -100,7 +128,9 @@ class Run:
 
     def go(self, done: int) -> Result:
         path = self.output / checkpoint.NAME
-        log = LossLog(self.output, done, self.config.tensorboard)
+        self.saved = done
+        with self.writing(done):
+            log = LossLog(self.output, done, self.config.tensorboard)
         bar = ProgressBar(done, self.last, self.per_step)
         step, shown = done, time.monotonic()
         try:
@@ -111,26 +141,34 @@ class Run:
                     step += 1
                     log.add(step, losses)
                     self.schedule.add(losses[name] for name in self.model.generator_losses if name in losses)
-                    self.end_epochs(step)
+                    with self.writing(step):
+                        self.end_epochs(step)
                     signal, due = distributed.agree(stop.signal, time.monotonic() - shown > FLUSH_SECONDS)
                     ending = step == self.last or bool(signal)
                     saving = step % self.config.save_every == 0 or ending
                     if saving or due:
-                        log.flush()
+                        with self.writing(step):
+                            log.flush()
                         bar.show(step, log.last)
                         shown = time.monotonic()
                     if saving:
-                        self.save(path, step)
-                    if step % self.config.sample_every == 0 or ending:
-                        self.show(step)
+                        checkpoint.require_finite(self.model, step)
+                    with self.writing(step):
+                        if step % self.config.sample_every == 0 or ending:
+                            self.show(step)
+                        if saving:
+                            self.save(path, step)
                     if ending:  # not stop.signal: it may have come after the checkpoint was written
                         break
+            with self.writing(step):
+                log.close()
         except TrainingDiverged as error:
-            kept = f"the last good checkpoint is {path}" if path.is_file() else "there was no checkpoint yet"
+            kept = f"the last good checkpoint is {path}" if self.saved else "there was no checkpoint yet"
             raise TrainingDiverged(f"training stopped: {error}; {kept}; a lower lr may help") from None
         finally:
             bar.close()
-            log.close()
+            with contextlib.suppress(OSError):  # told already
+                log.close()
         return Result(
             step,
             path,
@@ -141,6 +179,16 @@ class Run:
             self.held_out(),
             self.held_out(lambda images, *_: images),
         )
+
+    @contextlib.contextmanager
+    def writing(self, step: int) -> Iterator[None]:
+        """A full disk ends the run: what cannot be kept is not worth computing, and resuming computes it again."""
+        try:
+            yield
+        except OSError as error:
+            kept = f"going on from step {self.saved} with --resume {self.output}" if self.saved else "beginning anew"
+            reason = str(error) if error.strerror is None else f"{error.filename or self.output}: {error.strerror}"
+            raise NotSaved(f"training stopped after step {step}: {reason}; make room before {kept}") from error
 
     def batches(self, done: int):
         return batches(
@@ -165,8 +213,10 @@ class Run:
                 self.save_weights(str(over))
 
     def save(self, path: Path, step: int) -> None:
-        checkpoint.save(path, self.model, self.schedule, step)
+        """The checkpoint comes last of all that a step writes: a run that is killed in between writes it again."""
         self.save_weights("latest")
+        checkpoint.save(path, self.model, self.schedule, step, self.made_with)
+        self.saved = step
 
     def save_weights(self, prefix: str) -> None:
         """Files that the published code loads too."""
@@ -182,6 +232,7 @@ class Run:
         with undisturbed(self.model):
             columns = self.model.visuals(*self.data.preview(4))
         self.picture = self.output / "pictures" / f"step_{step:07d}.png"
+        self.picture.parent.mkdir(exist_ok=True)
         save_grid(self.picture, tuple(columns), list(zip(*columns.values(), strict=True)))
         plot_losses(self.output / "losses.csv", self.output / "losses.png")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 
+from kernels import _commands as _commands  # first: it minds Ctrl-C while torch is imported
 from kernels.backends import BackendUnavailable, backend_report
 from kernels.fuse import FuseReport, fuse
 from kernels.memory import keep_freed_memory
@@ -64,6 +64,8 @@ __all__ = [
 
 def _warn_of_namesake() -> None:
     """Another distribution on PyPI is called `kernels` and installs a package of this name."""
+    import importlib.metadata  # a tenth of a second, before which `_commands` has to be there
+
     try:
         other = importlib.metadata.version("kernels")
     except Exception:  # not there, or somebody's metadata cannot be read, which is no reason not to start

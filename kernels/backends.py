@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels import _native
+from kernels import _commands, _native
 
 IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -191,14 +191,14 @@ def backend_report() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     """Console script `kernels-report`."""
-    try:
-        report = backend_report()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # reasons name paths, which a terminal need not be able to show
-    print(report)
+
+    def report() -> int:
+        text = backend_report()
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # reasons name paths a terminal may be unable to show
+        print(text)
+        return 0
+
+    return _commands.run(report)

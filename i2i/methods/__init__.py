@@ -1,5 +1,7 @@
 """The published systems, one file each."""
 
+from i2i.config import suggestion
+from i2i.errors import UsageError
 from i2i.methods.base import Method
 from i2i.methods.cut import CUT
 from i2i.methods.cyclegan import CycleGAN
@@ -17,6 +19,14 @@ METHODS: dict[str, type[Method]] = {
     for method in (CUT, FastCUT, SinCUT, CycleGAN, Pix2Pix, MUNIT, StarGAN, MatchGAN, OPGAN, DiscoGAN)
 }
 
+
+def check_method(name: str) -> str:
+    """`name`, if a method has it."""
+    if name not in METHODS:
+        raise UsageError(f"method must be one of {', '.join(METHODS)}, got {name}{suggestion(str(name), METHODS)}")
+    return name
+
+
 __all__ = [
     "CUT",
     "METHODS",
@@ -30,4 +40,5 @@ __all__ = [
     "Pix2Pix",
     "SinCUT",
     "StarGAN",
+    "check_method",
 ]

@@ -80,6 +80,9 @@ def test_two_processes_stop_at_one_step_and_resume(tmp_path):
     last = max(done + 2, 8)
     finish(start(2, "--resume", tmp_path / "parts", f"steps={last}"))
     assert losses(tmp_path / "parts")[:8] == whole and len(losses(tmp_path / "parts")) == last
+    again = start(2, *words, "--output", tmp_path / "parts")  # refused in the first process, none waits for it
+    _, err = again.communicate(timeout=120)
+    assert again.returncode and "holds a run already: go on with --resume" in err
     one = start(1, "--resume", tmp_path / "parts", f"steps={last + 1}")
     _, err = one.communicate(timeout=120)
     assert one.returncode == 2 and "trained by 2 processes and goes on exactly only with as many, got 1" in err

@@ -1,5 +1,8 @@
 """Learning rates by epoch against the published formulas, and their state."""
 
+import math
+import random
+
 import pytest
 import torch
 
@@ -84,3 +87,35 @@ def test_a_run_resumed_for_more_epochs_has_the_rates_of_the_longer_one(policy):
         optimizer.step()
         longer.end_epoch()
     assert found == rates(8, **options)[2:]
+
+
+@pytest.mark.parametrize("policy", ["linear", "step", "cosine", "plateau"])
+def test_no_rate_is_below_zero_or_rises(policy):
+    """Whatever the epochs, past their end too, and when a run is resumed with others."""
+    rng = random.Random(0)
+    edges = [(0, 1), (1, 0), (0, 400), (400, 0), (1, 1)]
+    for n, decay in edges + [(rng.randrange(30), rng.randrange(1, 30)) for _ in range(20)]:
+        options = {"lr_policy": policy, "n_epochs": n, "n_epochs_decay": decay, "lr_decay_iters": rng.randrange(1, 9)}
+        losses = [rng.choice((0.0, 1.0, -1.0, 1e9)) for _ in range(n + decay + 12)]
+        found = rates(len(losses), losses, **options)
+        assert all(math.isfinite(rate) and 0 <= rate <= 1 for rate in found), options
+        assert all(after <= before for before, after in zip(found, found[1:])), options
+        assert all(rate > 0 for rate in found[: n + decay]), options  # no epoch of the run is in vain
+        short = options | {"n_epochs": rng.randrange(1, 5), "n_epochs_decay": rng.randrange(5)}
+        assert min(resumed_with(options, short, rng.randrange(n + decay))) >= 0
+
+
+def resumed_with(options: dict, others: dict, done: int) -> list[float]:
+    """The rates of a run that has done so many epochs with `options` and goes on with `others`."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedules = [Schedule({"G": optimizer}, Config(lr=1.0, **each)) for each in (options, others)]
+    for _ in range(done):
+        optimizer.step()
+        schedules[0].end_epoch()
+    schedules[1].load_state_dict(schedules[0].state_dict())
+    found = []
+    for _ in range(50):
+        optimizer.step()
+        found.append(optimizer.param_groups[0]["lr"])
+        schedules[1].end_epoch()
+    return found

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,25 +25,6 @@ TINY = CUTConfig.SAMPLE | {
     **{"crop_size": 32, "generator": "resnet_5blocks", "ngf": 4, "ndf": 4, "num_patches": 16},
     **{"save_every": 4, "sample_every": 4},
 }
-
-
-@pytest.fixture
-def one_thread():
-    """Sums over threads depend on how many there are; the promise of equal losses is for one number of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def folders(tmp_path):
-    for name, shade in {"trainA": 60, "trainB": 180}.items():
-        (tmp_path / name).mkdir()
-        for i in range(3):
-            pixels = np.random.default_rng(i).integers(0, shade, (40 + i, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
-    return tmp_path
 
 
 def arguments(**options) -> list[str]:
@@ -126,7 +106,7 @@ def test_same_seed_same_losses_other_seed_others(tmp_path, one_thread):
     assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_ends(tmp_path, number):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "i2i", *arguments(output=run, steps=100_000)]
@@ -157,8 +137,8 @@ def test_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, model, rates, 1)
 
-    def half(state, path):
-        path.write_bytes(b"half")
+    def half(state, file):
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", half)

@@ -1,0 +1,25 @@
+"""What tests of whole runs begin with."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture
+def one_thread():
+    """Sums over threads depend on how many there are; the promise of equal losses is for one number of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, shade in {"trainA": 60, "trainB": 180}.items():
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, shade, (40 + i, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    return tmp_path
