@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 
@@ -60,8 +61,8 @@ def check_matches(name: str, value: object, shape: tuple, x: torch.Tensor, *, an
 
 
 def check_finite(name: str, value: object) -> None:
-    """value: a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """value: a finite real number, of Python or numpy; callers store float(value)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # the last is slow, others first
         raise TypeError(f"{name}: got {kind(value)}, want a number")
     if not -math.inf < value < math.inf:  # not math.isfinite: torch.compile cannot trace it for a symbolic number
         raise ValueError(f"{name}: got {value}, want a finite number")
@@ -75,8 +76,8 @@ def check_positive(name: str, value: object) -> None:
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """value: an int >= least."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """value: an int >= least, of Python or numpy; callers store int(value)."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name}: got {kind(value)}, want an int")
     if value < least:
         raise ValueError(f"{name}: got {value}, want an int >= {least}")

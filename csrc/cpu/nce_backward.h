@@ -97,7 +97,7 @@ struct Columns {  // a block of keys, over all queries that meet them
     if (L.log_weight.p) weight_tile(L.log_weight, L.s, row, count, j0, keys, log_weight);
     for (int64_t i = 0; i < kLanes; ++i) {  // lanes without a query pull at nothing
       const int64_t at = first_row + row + i;
-      lse[i] = i < count ? A.stats[at] : 0;
+      lse[i] = i < count && A.stats[at] != -INFINITY ? A.stats[at] : 0;  // no negative at all: z is -inf, z - lse too
       weight[i] = i < count ? A.stats[A.rows + at] * A.grad[at] : 0;
     }
     const int64_t diagonal = L.bank ? -1 : i0 - j0;

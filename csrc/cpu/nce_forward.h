@@ -105,6 +105,9 @@ struct Forward {
     if (L.similarity_weight.p) weight_tile(L.similarity_weight, L.s, row0, count, j0, keys, similarity);
     if (L.log_weight.p) weight_tile(L.log_weight, L.s, row0, count, j0, keys, log_weight);
     const int64_t diagonal = L.bank ? -1 : row0 % L.s - j0;  // lane i is the key of row diagonal + i
+    if (L.similarity_weight.p && !L.bank)  // whatever weight a left-out pair has: 0 times infinity would be NaN
+      for (int64_t i = 0; i < count; ++i)
+        if (diagonal + i >= 0 && diagonal + i < keys) similarity[(diagonal + i) * kLanes + i] = 0;
     for (int64_t v = 0; v < kLanes; v += W) {
       const vf scale = load(lane.scale + at + v);
       vf top = load(lane.top + at + v);
@@ -121,6 +124,9 @@ struct Forward {
         }
         top = greater(z, top);
       }
+      // An infinite maximum is taken off as the largest number: its own e^(z - max) and the total are then infinite, where
+      // inf - inf would make them NaN. Once per tile: the loops over keys need not know of it.
+      top = (top > FLT_MAX) ? splat(FLT_MAX) : top;
       const vf keep = exp_or_zero(before - top);
       vf total = {};
       for (int64_t j = 0; j < keys; ++j) {
@@ -145,7 +151,7 @@ struct Forward {
     const int64_t at = first_row + row;
     A.loss[at] = margin == margin ? loss : margin;
     A.stats[at] = lse;
-    A.stats[A.rows + at] = margin == margin ? pull : margin;
+    A.stats[A.rows + at] = A.decoupled || margin == margin ? pull : margin;
     A.stats[2 * A.rows + at] = lane.norms[i].inverse;
     if (!L.unit) return;
     // the negatives' pull less the positive's: the weight of both is `pull`, so nothing cancels that should not
@@ -153,7 +159,8 @@ struct Forward {
     const float* sum = w.gradient + i * ld;
     Norm norm;
     const Rows k = directions_of(L.k, A.dtype, L.c, row, 1, A.normalize, w.row, &norm);
-    const float b = pull * inverse_t * lane.norms[i].inverse, a = b / total;
+    // a row without negatives: total is 0, and so is their sum
+    const float b = pull * inverse_t * lane.norms[i].inverse, a = total == 0 ? 0 : b / total;
     float* out = L.unit + row * L.c;
     int64_t c = 0;
     for (; c + W <= L.c; c += W) store(out + c, load(sum + c) * a - load(k.p + c) * b);

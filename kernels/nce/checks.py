@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kernels._checks import check_flag, check_positive, check_tensor, kind
+from kernels._dtypes import in_autocast
 from kernels.nce.spec import Layer
 
 Tensor = torch.Tensor
@@ -33,14 +34,16 @@ def check_rows(name: str, value: object, least: int = 1) -> None:
 
 
 def _check_like(name: str, value: Tensor, other: str, q: Tensor) -> None:
-    if value.dtype != q.dtype:
+    """value: dtype and device of q; inside autocast, which makes float32 of some features and 16 bits of others, any
+    dtype that it knows."""
+    if value.dtype != q.dtype and not (torch.float64 not in (value.dtype, q.dtype) and in_autocast(q.device.type)):
         raise TypeError(f"{name}: got {value.dtype}, want {other}'s {q.dtype}")
     if value.device != q.device:
         raise ValueError(f"{name}: got device {value.device}, want {other}'s {q.device}")
 
 
 def check_keys(name: str, k: object, q_name: str, q: Tensor) -> None:
-    """k: shape, dtype and device of q."""
+    """k: shape, dtype (outside autocast) and device of q."""
     check_tensor(name, k, q.shape)
     if k.shape != q.shape:
         raise ValueError(f"{name}: got shape {tuple(k.shape)}, want {q_name}'s {tuple(q.shape)}")
@@ -80,7 +83,8 @@ def _check_layer(at: str, q, k, negatives, log_weight, similarity_weight) -> tup
 
 
 def _broadcast(name: str, value: object, shape: tuple[int, ...], q: Tensor) -> Tensor | None:
-    """value as a view of `shape`."""
+    """value as a view of `shape`. In the dtype of the computation if entries are repeated, so that their gradient is
+    summed in that, and rounded once."""
     if value is None:
         return None
     check_tensor(name, value, shape)
@@ -89,6 +93,8 @@ def _broadcast(name: str, value: object, shape: tuple[int, ...], q: Tensor) -> T
     given = tuple(value.shape)
     if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1])):
         raise ValueError(f"{name}: got shape {given}, want one that broadcasts to {shape}")
+    if given != shape:
+        value = value.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
     return value.expand(shape)
 
 
@@ -103,7 +109,8 @@ def _per_layer(name: str, value: object, count: int) -> list:
 
 
 def check_layers(q, k, negatives, log_weight, similarity_weight) -> tuple[list[Layer], bool, list[bool]]:
-    """(layers, whether q is a list, which layers came without batch dimension)."""
+    """(layers, whether q is a list, which layers came without batch dimension). q, k and negatives of all layers have
+    one dtype: float32 where autocast has mixed them, which loses nothing."""
     is_list = not isinstance(q, Tensor)
     if is_list:
         if not isinstance(q, Sequence) or isinstance(q, str):
@@ -118,6 +125,9 @@ def check_layers(q, k, negatives, log_weight, similarity_weight) -> tuple[list[L
     layers = [layer for layer, _ in found]
     for i, layer in enumerate(layers[1:], 1):
         _check_like(f"q[{i}]", layer.q, "q[0]", layers[0].q)
+    dtype = layers[0].q.dtype
+    if any(t is not None and t.dtype != dtype for layer in layers for t in layer[:3]):
+        layers = [Layer(*(None if t is None else t.float() for t in layer[:3]), *layer[3:]) for layer in layers]
     return layers, is_list, [squeezed for _, squeezed in found]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from kernels._native import DTYPE_CODES, load, pointer
-from kernels.nce.spec import Layer, Spec, new_rows
+from kernels.nce.spec import Layer, Spec, new_gradients, new_rows
 
 Tensor = torch.Tensor
 
@@ -68,12 +68,7 @@ def backward(
     needed, from that of the losses, (R,)."""
     layers = [_dense(layer) for layer in layers]
     grad = grad.to(torch.float32).contiguous()
-    found = []
-    for layer, need in zip(layers, needs):
-        q, k, negatives = (torch.empty_like(t) if n else None for t, n in zip(layer[:3], need))
-        shape = (*layer.q.shape[:2], layer.count)
-        log_weight = torch.empty(shape, dtype=torch.float32, device=grad.device) if need[3] else None
-        found.append((q, k, negatives, log_weight))
+    found = [new_gradients(layer, need) for layer, need in zip(layers, needs)]
     if grad.numel():
         arguments = _call(layers, spec) + [grad.data_ptr(), stats.data_ptr()]
         for layer, unit, grads in zip(layers, units, found):

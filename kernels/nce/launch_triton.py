@@ -16,7 +16,7 @@ import torch
 from kernels import backends
 from kernels._triton import cdiv, on, pow2, sms_of
 from kernels.nce import triton_backward, triton_forward
-from kernels.nce.spec import Layer, Spec, new_rows
+from kernels.nce.spec import Layer, Spec, new_gradients, new_rows
 
 Tensor = torch.Tensor
 
@@ -238,14 +238,7 @@ def backward(
     """Per layer the gradients of q, k, negatives (their dtypes) and log_weight (float32, (B, S, M)), None where not
     needed, from that of the losses, (R,)."""
     grad = grad.to(torch.float32).contiguous()
-    found = []
-    for layer, need in zip(layers, needs):
-        three = (
-            torch.empty(t.shape, dtype=t.dtype, device=t.device) if n and t is not None else None
-            for t, n in zip(layer[:3], need)
-        )
-        shape = (*layer.q.shape[:2], layer.count)
-        found.append((*three, torch.empty(shape, dtype=torch.float32, device=grad.device) if need[3] else None))
+    found = [new_gradients(layer, need) for layer, need in zip(layers, needs)]
     works = _works(layers)
     if not works:
         return found

@@ -39,8 +39,8 @@ class PatchNCELoss(nn.Module):
         super().__init__()
         check_positive("temperature", temperature)
         check_count("num_patches", num_patches)
-        self.temperature = temperature
-        self.num_patches = num_patches
+        self.temperature = float(temperature)
+        self.num_patches = int(num_patches)
         self.all_negatives = all_negatives
         self.normalize = normalize
         self.decoupled = decoupled
@@ -75,7 +75,7 @@ class PatchNCELoss(nn.Module):
             check_count("batch_size", batch_size)
             if rows % batch_size:
                 raise ValueError(f"batch_size: got {batch_size} for {rows} rows, want a number that divides them")
-            return batch_size
+            return int(batch_size)
         if rows % self.num_patches:
             raise ValueError(
                 f"feat_q: got {rows} rows, want a multiple of num_patches = {self.num_patches}; for images of another "

@@ -177,11 +177,15 @@ def patch_nce_loss(
         q, k: queries and keys, (B, S, C), one problem per image b; (S, C) is one problem. For all negatives of the
             minibatch give (1, B * S, C). float32, bfloat16, float16, or float64 (reference only). Lists of such
             tensors are several layers, of any sizes, in one call; the options below are then lists too, or None.
+            Inside autocast, which makes float32 of some features and 16 bits of others, dtypes may differ: all are then
+            taken as float32.
         negatives: a bank, (M, C) shared by all problems or (B, M, C); no entry is left out.
         temperature: T > 0.
         normalize: divide every row of q, k and negatives by (norm + 1e-7) first, in float32.
         detach_keys: no gradient to k, as published; False gives it one. `negatives` get one if they require it.
         log_weight: added to the negatives' logits (MoNCE); broadcasts to (B, S, M); gets a gradient if it requires it.
+            -inf leaves a negative out. A row without any has loss 0 and gradient 0, decoupled -inf and the gradient of
+            its positive alone.
         similarity_weight: multiplies the negatives' similarities (hDCE); broadcasts to (B, S, M); has no gradient.
         row_weight: multiplies the losses (ASP); broadcasts to (B, S).
         reduction: "none", "mean" or "sum".
@@ -212,7 +216,7 @@ def _reduce(losses, layers, weights, reduction, is_list, squeezed) -> Tensor | l
     if reduction != "none" and (alike or reduction == "sum") and all(w is None for w in weights):
         return losses.mean() if reduction == "mean" else losses.sum()  # one small kernel instead of one per layer
     parts = [p.view(layer.q.shape[:2]) for p, layer in zip(losses.split([layer.rows for layer in layers]), layers)]
-    parts = [p if w is None else p * w for p, w in zip(parts, weights)]
+    parts = [p if w is None else p * w.to(p.dtype) for p, w in zip(parts, weights)]
     if reduction == "none":
         parts = [p.squeeze(0) if flat else p for p, flat in zip(parts, squeezed)]
         return parts if is_list else parts[0]

@@ -54,3 +54,15 @@ def new_rows(layers: list[Layer]) -> tuple[Tensor, Tensor]:
         torch.empty(rows, dtype=torch.float32, device=like.device),
         torch.empty((3, rows), dtype=torch.float32, device=like.device),
     )
+
+
+def new_gradients(layer: Layer, need: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
+    """Room for the gradients of q, k, negatives (their dtypes) and log_weight (float32, (B, S, M)), None where not
+    needed. Zeros for a layer without rows, which reaches no kernel and yet has a gradient: that of a shared bank."""
+    new = torch.empty if layer.rows else torch.zeros
+    device = layer.q.device
+    three = [
+        new(t.shape, dtype=t.dtype, device=device) if n and t is not None else None for t, n in zip(layer[:3], need)
+    ]
+    shape = (*layer.q.shape[:2], layer.count)
+    return *three, new(shape, dtype=torch.float32, device=device) if need[3] else None

@@ -15,7 +15,6 @@ import triton.language as tl
 
 from kernels.nce.spec import INVERSE_NORM, LSE, PULL
 from kernels.nce.triton_parts import (
-    finite_or_zero,
     inverse_norm,
     load_rows,
     locate,
@@ -27,6 +26,7 @@ from kernels.nce.triton_parts import (
     products,
     rows_at,
     store_rows,
+    sum_or_zero,
     through_norm,
 )
 
@@ -79,14 +79,16 @@ def nce_backward_rows(
     )
     pull = _pull(grad, stats, total, first + row, exists)
     if dq is not None or dlog_weight is not None:
-        base = finite_or_zero(tl.load(stats + _LSE * total + first + row, mask=exists, other=0.0))
+        lse = tl.load(stats + _LSE * total + first + row, mask=exists, other=0.0)
+        base = sum_or_zero(lse)
         keys = pick(k, layer)
         if not IN_IMAGE:
             keys = pick(negatives, layer)
         if not SHARED:
             keys += problem.to(tl.int64) * count * width
         out = tl.zeros([BLOCK_Q, BLOCK_C], tl.float32)
-        dot = tl.zeros([BLOCK_Q], tl.float32)
+        # of probabilities that sum to 1; where there is nothing to sum, the positive stays
+        dot = tl.where(lse == float("-inf"), -positive, 0.0)
         for j0 in range(0, count, BLOCK_N):
             j = j0 + tl.arange(0, BLOCK_N)
             known = j < count
@@ -186,7 +188,7 @@ def nce_backward_keys(
         row = first_row + i
         at = first + row
         pull = _pull(grad, stats, total, at, exists) / unit
-        base = finite_or_zero(tl.load(stats + _LSE * total + at, mask=exists, other=0.0))
+        base = sum_or_zero(tl.load(stats + _LSE * total + at, mask=exists, other=0.0))
         q_inverse = tl.load(stats + _INVERSE_NORM * total + at, mask=exists, other=0.0)
         q_rows = rows_at(from_q, row, width)
         acc, unused = products(

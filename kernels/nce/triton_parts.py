@@ -182,9 +182,16 @@ def logits(
 
 @triton.jit
 def finite_or_zero(x):
-    """What to subtract from a row of logits: its maximum or log-sum-exp x, but 0 instead of an infinity, whose
-    difference from itself is NaN. NaN passes."""
+    """What to subtract from a row of logits, of which x is the maximum: x, but 0 instead of an infinity, whose
+    difference from itself is NaN: of +inf the exponential and the sum are then infinite. NaN passes."""
     return tl.where(tl.abs(x) == float("inf"), 0.0, x)
+
+
+@triton.jit
+def sum_or_zero(lse):
+    """What to subtract from a row of logits, of which lse is the log-sum-exp: 0 where there is no negative. Where it is
+    +inf, every finite logit has probability 0 and an infinite one NaN."""
+    return tl.where(lse == float("-inf"), 0.0, lse)
 
 
 @triton.jit

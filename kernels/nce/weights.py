@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 
 from kernels._checks import check_flag, check_positive
+from kernels._dtypes import product, wide
 from kernels.nce.checks import check_keys, check_rows
+from kernels.nce.reference import unit_rows
 from kernels.sinkhorn import sinkhorn
 
 Tensor = torch.Tensor
@@ -61,12 +64,13 @@ def monce_log_weight(
     check_flag("detach", detach)
     if detach:
         q = q.detach()
-    similarity = _products(_rows(q, normalize), _rows(k.detach(), normalize))
+    eps, neg_term_weight = float(eps), float(neg_term_weight)
+    similarity = product(_rows(q, normalize), _rows(k.detach(), normalize).mT)
     kernel = similarity / eps if cost == "hard" else (1 - similarity) / eps
     log_plan = sinkhorn(_with_diagonal(kernel, -10 / eps), iterations, impl=impl)
     # log(plan * scale + 1e-8); entries of the plan may be far below the smallest float
     floor = log_plan.new_full((), math.log(1e-8))
-    log_weight = torch.logaddexp(log_plan + math.log((q.shape[-2] - 1) * neg_term_weight), floor)
+    log_weight = _log_add(log_plan + math.log((q.shape[-2] - 1) * neg_term_weight), floor)
     return log_weight.view(*q.shape[:-1], q.shape[-2])
 
 
@@ -89,9 +93,9 @@ def hdce_weight(k: Tensor, gamma: float, *, normalize: bool = False) -> Tensor:
     check_positive("gamma", gamma)
     check_flag("normalize", normalize)
     rows = _rows(k.detach(), normalize)
-    logits = _with_diagonal(_products(rows, rows), -10.0) / gamma
-    # a softmax over its maximum: its sum cancels
-    weight = (logits - logits.amax(-1, keepdim=True)).exp_()
+    logits = _with_diagonal(product(rows, rows.mT), -10.0)
+    # a softmax over its maximum: its sum cancels. The maximum goes first: however small gamma is, 0 / gamma is 0
+    weight = ((logits - logits.amax(-1, keepdim=True)) / float(gamma)).exp_()
     return weight.view(*k.shape[:-1], k.shape[-2])
 
 
@@ -116,24 +120,23 @@ def semantic_relation_loss(q: Tensor, k: Tensor, *, normalize: bool = True) -> T
     check_keys("k", k, "q", q)
     check_flag("normalize", normalize)
     rows, keys = _rows(q, normalize), _rows(k.detach(), normalize)
-    log_p = torch.log_softmax(_products(rows, rows), 1)
-    log_q = torch.log_softmax(_products(keys, keys), 1)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    log_p = torch.log_softmax(product(rows, rows.mT), 1)
+    log_q = torch.log_softmax(product(keys, keys.mT), 1)
+    log_m = _log_add(log_p, log_q) - math.log(2)
     divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
     return 0.5 * divergence.sum() / rows.shape[0]
 
 
 def _rows(x: Tensor, normalize: bool) -> Tensor:
-    """x as (B, S, C) in the dtype of the computation."""
-    x = x if x.dtype == torch.float64 else x.float()
+    """x as (B, S, C) in the dtype of the computation: products are never below float32, inside autocast either; eps and
+    gamma would magnify what is rounded."""
     x = x if x.dim() == 3 else x[None]
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-7) if normalize else x
+    return unit_rows(x) if normalize else wide(x)
 
 
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """(B, S, S) inner products of rows, never below float32: eps and gamma magnify what autocast would round."""
-    with torch.autocast(a.device.type, enabled=False):
-        return torch.bmm(a, b.transpose(1, 2))
+def _log_add(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b). The second derivative of torch.logaddexp is nan where a and b are 90 apart."""
+    return torch.where(a >= b, a - F.logsigmoid(a - b), b - F.logsigmoid(b - a))
 
 
 def _with_diagonal(x: Tensor, value: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kernels import backends
-from kernels._checks import FLOATING, check_activation, check_norm_input, check_padding
+from kernels._checks import FLOATING, check_activation, check_count, check_norm_input, check_padding
 from kernels._tools import NotScriptable, as_leaf
 from kernels.norm import reference
 from kernels.norm.op import _spec, adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
@@ -34,11 +34,10 @@ class _Epilogue(NotScriptable):
 
     def _set_epilogue(self, activation: str, negative_slope: float, padding: int, impl: str) -> None:
         check_activation(activation, negative_slope, ACTIVATIONS)
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-            raise ValueError(f"padding: got {padding!r}, want an int >= 0")
+        check_count("padding", padding, least=0)
         self.activation = activation
-        self.negative_slope = negative_slope
-        self.padding = padding
+        self.negative_slope = float(negative_slope)
+        self.padding = int(padding)
         self.impl = backends.checked_impl(impl)
 
     def _options(self) -> dict:

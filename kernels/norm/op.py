@@ -284,6 +284,7 @@ def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e
     check_finite("alpha", alpha)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: got {alpha}, want a number in [0, 1]")
+    alpha = float(alpha)
     spec = _spec(INSTANCE_UNBIASED, content, eps, 0.0, "none", 0.2, None, 0)
     chosen = backends.choose(impl, content)
     if chosen == "reference":
@@ -334,4 +335,4 @@ def _spec(form, x, eps, offset, activation, negative_slope, residual, padding) -
     check_activation(activation, negative_slope, ACTIVATIONS)
     check_padding(padding, x)
     check_matches("residual", residual, tuple(x.shape), x, any_float=_autocast(x.device.type))
-    return Spec(form, float(eps), offset, ACTIVATIONS.index(activation), float(negative_slope), padding)
+    return Spec(form, float(eps), offset, ACTIVATIONS.index(activation), float(negative_slope), int(padding))

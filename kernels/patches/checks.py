@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ def check_num_patches(num_patches: object) -> None:
     """num_patches: an int >= 1, or None."""
     if num_patches is None:
         return
-    if isinstance(num_patches, bool) or not isinstance(num_patches, int):
+    if isinstance(num_patches, bool) or not isinstance(num_patches, (int, numbers.Integral)):
         raise TypeError(f"num_patches: got {kind(num_patches)}, want an int or None")
     if num_patches < 1:
         raise ValueError(f"num_patches: got {num_patches}, want an int >= 1, or None for all positions")

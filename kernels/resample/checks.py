@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -28,13 +29,13 @@ def check_filter_size(filter_size: object) -> None:
 def as_padding(padding: object) -> tuple[int, int, int, int]:
     """padding as (left, right, top, bottom), each >= 0."""
     sides = padding if isinstance(padding, Sequence) and not isinstance(padding, str) else (padding,) * 4
-    if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+    if any(isinstance(side, bool) or not isinstance(side, (int, numbers.Integral)) for side in sides):
         raise TypeError(f"padding: got {padding!r}, want an int or four of them (left, right, top, bottom)")
     if len(sides) != 4:
         raise ValueError(f"padding: got {len(sides)} numbers, want one or four (left, right, top, bottom)")
     if min(sides) < 0:
         raise ValueError(f"padding: got {padding}, want numbers >= 0")
-    return tuple(sides)
+    return tuple(int(side) for side in sides)
 
 
 def check_room(what: str, x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:

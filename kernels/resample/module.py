@@ -61,7 +61,7 @@ class BlurDownsample(_Blur):
     def __init__(self, channels: int, filter_size: int = 3, *, impl: str = "auto") -> None:
         check_filter_size(filter_size)
         super().__init__(channels, binomial(filter_size), impl)
-        self.filter_size = filter_size
+        self.filter_size = int(filter_size)
 
     def _published(self) -> Tensor:
         return binomial(self.filter_size)

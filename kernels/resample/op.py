@@ -112,6 +112,7 @@ def blur_downsample(x: Tensor, *, filter_size: int = 3, impl: str = "auto") -> T
     """
     check_planes(x)
     check_filter_size(filter_size)
+    filter_size = int(filter_size)
     margin = margins(DOWN, (filter_size, 0))
     check_room(f"filter_size: got {filter_size}", x, margin, margin)
     return _apply(x, DOWN, (filter_size, 0), (filter_size, 0), impl)

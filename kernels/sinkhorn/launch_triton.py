@@ -38,6 +38,8 @@ def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Ten
     x = log_kernel.contiguous()
     b, s, m = x.shape
     plan, potentials = torch.empty_like(x), new_potentials(x, iterations)
+    if b == 0:
+        return plan, potentials
     block_s, block_m, warps = _tile(s, m, ROWS, COLUMNS)
     with on(x):
         _run(
@@ -56,6 +58,8 @@ def backward(grad: Tensor, log_kernel: Tensor, potentials: Tensor) -> Tensor:
     x, grad = log_kernel.contiguous(), grad.contiguous()
     b, s, m = x.shape
     dx, dpotentials = torch.empty_like(x), torch.empty_like(potentials)
+    if b == 0:
+        return dx
     sizes = (s, m, potentials.shape[1], math.log(m / s))
     block_s, block_m, warps = _tile(s, m, ROWS, COLUMNS)
     small_s, small_m, few = _tile(s, m, *TILE)

@@ -105,9 +105,10 @@ def sinkhorn(log_kernel: Tensor, iterations: int = 50, *, impl: str = "auto") ->
     check_tensor("log_kernel", log_kernel, "(B, S, M) or (S, M)")
     if log_kernel.dim() not in (2, 3):
         raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want (B, S, M) or (S, M)")
-    if log_kernel.numel() == 0:
-        raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want at least one element")
+    if 0 in log_kernel.shape[-2:]:
+        raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want at least one element a problem")
     check_count("iterations", iterations)
+    iterations = int(iterations)
     chosen = backends.choose(impl, log_kernel)
     x = log_kernel if log_kernel.dim() == 3 else log_kernel[None]
     if chosen == "reference":

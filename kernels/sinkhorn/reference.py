@@ -9,13 +9,15 @@ import math
 
 import torch
 
+from kernels._dtypes import wide
+
 
 def sinkhorn(log_kernel: torch.Tensor, iterations: int) -> torch.Tensor:
     """log plan of log_kernel (B, S, M), same dtype: rows scaled, then columns, `iterations` times, rows first.
 
     Rows are to sum to M / S and columns to 1. The columns are scaled last and do; the rows do in the limit.
     """
-    x = log_kernel if log_kernel.dtype == torch.float64 else log_kernel.float()
+    x = wide(log_kernel)
     row = math.log(x.shape[2] / x.shape[1])
     b = x.new_zeros(())
     for _ in range(iterations):

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from sinkhorn_edges import HARD, hold
 from triton_numerics import DEVICE
 
 import kernels
@@ -79,6 +80,17 @@ def test_minus_infinity():
     x[0, :8, 0] = -math.inf  # a whole tile of nothing
     want, got = kernels.sinkhorn(x, 5), kernels.sinkhorn(x.float(), 5, impl="triton")
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_hard_numbers(case):
+    hold("triton", case, 3, DEVICE)
+
+
+def test_no_problems():
+    x = problem(0, 5, 4, 1.0).float().requires_grad_()
+    y = kernels.sinkhorn(x, 3, impl="triton")
+    assert y.shape == x.shape and torch.autograd.grad(y.sum(), x)[0].shape == x.shape
 
 
 def test_second_derivative():

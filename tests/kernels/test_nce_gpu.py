@@ -10,8 +10,10 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.register_assert_rewrite("nce_triton_cases", "nce_hard_triton_cases", "nce_triton_numerics", "triton_numerics")
+pytest.register_assert_rewrite("nce_edges", "nce_edges_triton_cases")
 
 from gpu import behind_a_slow_writer, captured  # noqa: E402
+from nce_edges_triton_cases import *  # noqa: E402, F403
 from nce_hard_triton_cases import *  # noqa: E402, F403
 from nce_triton_cases import *  # noqa: E402, F403
 from nce_triton_numerics import check, inputs, leaves  # noqa: E402

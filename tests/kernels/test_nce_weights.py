@@ -197,6 +197,25 @@ def test_src_of_relations_that_underflow():
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["monce", "relation"])
+def test_second_derivatives_of_logarithms_far_apart(name):
+    """A plan far below the floor of MoNCE's weights, relations 90 apart: the second derivative was NaN."""
+
+    def penalty(dtype):
+        q, k = (12 * t.to(dtype) for t in features(1, 16, 4))
+        q.requires_grad_()
+        if name == "monce":
+            value = kernels.monce_log_weight(q / 12, k / 12, eps=0.05, iterations=5).sum()
+        else:
+            value = kernels.semantic_relation_loss(q, k, normalize=False)
+        (first,) = torch.autograd.grad(value, q, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), q)[0].double()
+
+    want = penalty(torch.float64)
+    assert want.isfinite().all() and want.abs().max() > 0
+    torch.testing.assert_close(penalty(torch.float32), want, rtol=1e-2, atol=1e-3 * want.abs().max().item())
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 X = torch.zeros(2, 4, 3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numerics import FLOOR, error
+from sinkhorn_edges import HARD, hold
 
 import kernels
 from kernels.sinkhorn import launch_cpu, reference
@@ -121,6 +122,20 @@ def test_nan_comes_through(isa):
     assert y.isnan().all()
     y.sum().backward()
     assert x.grad.isnan().any()
+
+
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_hard_numbers(isa, impl, case):
+    hold(impl, case, 30)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_no_problems(impl):
+    x = problem(0, 5, 4, 1.0).float().requires_grad_()
+    y = kernels.sinkhorn(x, 3, impl=impl)
+    assert y.shape == x.shape and torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+    assert kernels.sinkhorn(x.detach(), 3, impl=impl).shape == x.shape
 
 
 def test_problems_do_not_meet():

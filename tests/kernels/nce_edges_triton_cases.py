@@ -1,0 +1,28 @@
+"""The cases of nce_edges.py for the triton kernels: test_triton_interpreter.py runs this file in triton's interpreter,
+test_nce_gpu.py on a GPU. Not collected by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nce_edges import BATCHES, CASES, FORMS, hold, hold_empty
+from triton_numerics import DEVICE
+
+pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
+
+
+SOME = [case for case in CASES if case.startswith("all") or case.startswith("infinite log")]
+
+
+@pytest.mark.parametrize(
+    "case, dtype", [(c, torch.float32) for c in CASES] + [(c, d) for c in SOME for d in (torch.bfloat16, torch.float16)]
+)
+def test_hard_numbers(case, dtype):
+    for form in FORMS:
+        hold("triton", form, case, dtype, DEVICE)
+
+
+@pytest.mark.parametrize("batches", BATCHES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_without_images(form, batches):
+    hold_empty("triton", form, batches, 3, DEVICE)
