@@ -6,11 +6,16 @@ import torch
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether x of shape (N, C, *spatial) lies in memory as (N, *spatial, C), possibly with gaps. False where both
-    orders are the same."""
-    if x.is_contiguous():
+    """Whether x of shape (N, C, *spatial) lies in memory as (N, *spatial, C), possibly with gaps: the channels of a
+    position closer together than its neighbours. False where both orders are the same."""
+    if x.is_contiguous() or x.shape[1] <= 1:
         return False
-    return x.stride(1) == 1 and x.shape[1] > 1
+    step = x.stride(1)
+    if step == 1:
+        return True
+    # some of the channels of such a map
+    along = [stride for size, stride in zip(x.shape[2:], x.stride()[2:]) if size > 1]
+    return 0 < step < min(along, default=0)
 
 
 def dense(x: torch.Tensor, channels_last: bool) -> torch.Tensor:

@@ -62,7 +62,8 @@ Group close(const NormArgs& A, const Moments& m) {
   if (A.form == kInstance) d = sqrt(m.m2 / m.n + (double)A.eps);
   else if (A.form == kInstanceUnbiased) d = sqrt(m.m2 / (m.n - 1) + (double)A.eps);
   else d = sqrt(m.m2 / (m.n - 1)) + (double)A.eps;
-  g.rstd = (float)(1.0 / d);
+  // 0 for a constant group without eps, as in torch; a variance beyond float32 must show, as NaN, where 1 / inf would not
+  g.rstd = (float)(d == 0 ? 0.0 : __builtin_isinf(d) ? __builtin_nan("") : 1.0 / d);
   return g;
 }
 

@@ -13,6 +13,7 @@ import torch
 
 from kernels import backends
 from kernels._checks import check_activation, check_finite, check_flag, check_matches, check_norm_input, check_padding
+from kernels._dtypes import in_autocast, no_autocast
 from kernels._layout import dense, is_channels_last
 from kernels.norm import reference
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output, new_stats
@@ -131,7 +132,7 @@ class _Norm(torch.autograd.Function):
 def _differentiable_backward(grad, x, scale, shift, need, spec):
     """The same gradients as differentiable torch expressions of grad, x, scale and shift. The residual's values do
     not matter: y is linear in it."""
-    with torch.enable_grad():
+    with torch.enable_grad(), no_autocast(x.device.type):
         residual = torch.zeros_like(x, requires_grad=True) if need[3] else None
         y = reference.norm(x, scale, shift, residual, spec)
         wanted = [t for t, n in zip((x, scale, shift, residual), need) if n]
@@ -150,7 +151,8 @@ class _PlaneMoments(torch.autograd.Function):
             stats = _launcher(impl).moments(x, INSTANCE_UNBIASED, eps)
         ctx.save_for_backward(x, stats)
         ctx.eps, ctx.impl = eps, impl
-        return stats[0].clone(), stats[3].reciprocal()
+        std = stats[3].reciprocal()
+        return stats[0].clone(), std.masked_fill(stats[3] == 0, 0.0) if eps == 0 else std
 
     @staticmethod
     def backward(ctx, grad_mean, grad_std):
@@ -158,7 +160,7 @@ class _PlaneMoments(torch.autograd.Function):
         if torch.compiler.is_compiling():
             dx = _plane_stats_backward(grad_mean, grad_std, x, stats, INSTANCE_UNBIASED)
         elif torch.is_grad_enabled():
-            with torch.enable_grad():
+            with torch.enable_grad(), no_autocast(x.device.type):
                 moments = reference.plane_moments(x, ctx.eps)
                 (dx,) = torch.autograd.grad(moments, x, (grad_mean, grad_std), create_graph=True)
         else:
@@ -203,9 +205,9 @@ def instance_norm(
     Args:
         x: (N, C, *spatial), float32, bfloat16, float16, or float64 (reference only); contiguous or channels last.
         weight, bias: (C,), any floating dtype; either may be None.
-        eps: added to the variance.
+        eps: added to the variance. With 0, a constant plane becomes 0, as in torch.
         activation: "none", "relu", "leaky_relu" (slope `negative_slope`) or "tanh".
-        residual: shape, dtype and device of x; added after the activation.
+        residual: shape, dtype (inside autocast: any) and device of x; added after the activation.
         padding: pixels of reflection padding on each of the four sides; x must be 4-D and padding < H, W.
         impl: "auto", "reference", "cpu" or "triton" (see `kernels.backend_report`).
 
@@ -264,9 +266,9 @@ def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e
 
     Args:
         content: (N, C, *spatial).
-        style: (N, C, *spatial), dtype and device of content; its spatial size is free.
+        style: (N, C, *spatial), dtype (inside autocast: any) and device of content; its spatial size is free.
         alpha: strength in [0, 1].
-        eps: added to both variances.
+        eps: added to both variances. With 0, a constant plane of the content becomes the style's mean.
 
     Returns:
         shape, dtype and memory format of content. Differentiable in content and style.
@@ -277,7 +279,7 @@ def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e
         raise ValueError(
             f"style: got shape {tuple(style.shape)}, want the content's first two sizes {tuple(content.shape[:2])}"
         )
-    if style.dtype != content.dtype:
+    if style.dtype != content.dtype and not in_autocast(content.device.type):
         raise TypeError(f"style: got {style.dtype}, want the content's {content.dtype}")
     if style.device != content.device:
         raise ValueError(f"style: got device {style.device}, want the content's {content.device}")
@@ -287,6 +289,8 @@ def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e
     alpha = float(alpha)
     spec = _spec(INSTANCE_UNBIASED, content, eps, 0.0, "none", 0.2, None, 0)
     chosen = backends.choose(impl, content)
+    if style.dtype == torch.float64 != content.dtype:
+        style = style.float()
     if chosen == "reference":
         mean, std = reference.plane_moments(style, spec.eps)
     else:
@@ -324,15 +328,12 @@ def munit_layer_norm(
     return norm_with_stats(x, gamma, beta, residual, spec, backends.choose(impl, x))[0]
 
 
-def _autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
 def _spec(form, x, eps, offset, activation, negative_slope, residual, padding) -> Spec:
     check_finite("eps", eps)
     if eps < 0:
         raise ValueError(f"eps: got {eps}, want a number >= 0")
     check_activation(activation, negative_slope, ACTIVATIONS)
     check_padding(padding, x)
-    check_matches("residual", residual, tuple(x.shape), x, any_float=_autocast(x.device.type))
-    return Spec(form, float(eps), offset, ACTIVATIONS.index(activation), float(negative_slope), int(padding))
+    check_matches("residual", residual, tuple(x.shape), x, any_float=in_autocast(x.device.type))
+    padding = padding if isinstance(padding, int) else int(padding)  # a symbolic one stays what it is
+    return Spec(form, float(eps), offset, ACTIVATIONS.index(activation), float(negative_slope), padding)

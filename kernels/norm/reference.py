@@ -10,7 +10,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels._layout import is_channels_last
+from kernels._dtypes import no_autocast
+from kernels._layout import dense, is_channels_last
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, LAYER_STD, Spec
 
 
@@ -31,13 +32,19 @@ def centred(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch
     return d - rest, mean + rest
 
 
+def root(x: torch.Tensor) -> torch.Tensor:
+    """sqrt with derivative 0 at 0, where its own is infinite: times the 0 of a deviation, that is NaN."""
+    zero = x == 0
+    return x.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+
+
 def plane_moments(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and sqrt(unbiased variance + eps) of every plane of x (N, C, *spatial), each (N, C)."""
     dims = tuple(range(2, x.dim()))
     n = math.prod(x.shape[2:])
-    d, mean = centred(wide(x), dims)
-    std = (d.square().sum(dims) / (n - 1) + eps).sqrt()
-    return mean.flatten(1), std
+    with no_autocast(x.device.type):
+        d, mean = centred(wide(x), dims)
+        return mean.flatten(1), root(d.square().sum(dims) / (n - 1) + eps)
 
 
 def activate(x: torch.Tensor, activation: int, slope: float) -> torch.Tensor:
@@ -56,12 +63,9 @@ def epilogue(z: torch.Tensor, like: torch.Tensor, residual: torch.Tensor | None,
         y = y + residual
     y = y.to(like.dtype)
     if spec.padding:
-        # outside autocast, which would run (and return) the padding in float32
-        with torch.autocast(y.device.type, enabled=False):
-            y = F.pad(y, (spec.padding,) * 4, mode="reflect")
-    if like.dim() == 4 and is_channels_last(like):
-        y = y.contiguous(memory_format=torch.channels_last)
-    return y
+        # torch mirrors no maps without channels
+        y = F.pad(y, (spec.padding,) * 4, mode="reflect" if y.numel() else "constant")
+    return dense(y, is_channels_last(like))
 
 
 def affine(z: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, offset: float) -> torch.Tensor:
@@ -83,18 +87,21 @@ def norm(
     spec: Spec,
 ) -> torch.Tensor:
     """The whole family; arguments as in `kernels.norm.op`."""
+    with no_autocast(x.device.type):
+        return epilogue(affine(_normalise(x, spec), scale, shift, spec.offset), x, residual, spec)
+
+
+def _normalise(x: torch.Tensor, spec: Spec) -> torch.Tensor:
+    """x_hat. Where the denominator is 0, in a constant group without eps, it is 0 and has gradient 0, as in torch."""
     dims = tuple(range(1 if spec.form == LAYER_STD else 2, x.dim()))
     n = math.prod([x.shape[d] for d in dims])
     d, _ = centred(wide(x), dims)
-    squares = d.square().sum(dims, keepdim=True)
-    if spec.form == LAYER_STD:
-        # the root has no derivative at a constant sample: 0 there (as torch masks it in std), not inf * 0
-        var = squares / (n - 1)
-        zero = var == 0
-        x_hat = d / (torch.where(zero, 1.0, var).sqrt().masked_fill(zero, 0.0) + spec.eps)
-    else:
-        x_hat = d * torch.rsqrt(squares / (n if spec.form == INSTANCE else n - 1) + spec.eps)
-    return epilogue(affine(x_hat, scale, shift, spec.offset), x, residual, spec)
+    var = d.square().sum(dims, keepdim=True) / (n if spec.form == INSTANCE else n - 1)
+    denominator = root(var) + spec.eps if spec.form == LAYER_STD else root(var + spec.eps)
+    zero = denominator == 0
+    # a variance beyond the dtype's range must show: times 1 / inf it would be a plane of zeros
+    rstd = denominator.masked_fill(zero, 1.0).reciprocal().masked_fill(denominator == math.inf, math.nan)
+    return d * rstd.masked_fill(zero, 0.0)
 
 
 def normalise_with(
@@ -108,6 +115,7 @@ def normalise_with(
 ) -> torch.Tensor:
     """Normalisation by given statistics of shape (C,): instance norm in eval mode with running statistics."""
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    z = wide(x)
-    z = (z - mean.to(z.dtype).reshape(shape)) * torch.rsqrt(var.to(z.dtype) + spec.eps).reshape(shape)
-    return epilogue(affine(z, scale, shift, spec.offset), x, residual, spec)
+    with no_autocast(x.device.type):
+        z = wide(x)
+        z = (z - mean.to(z.dtype).reshape(shape)) * torch.rsqrt(var.to(z.dtype) + spec.eps).reshape(shape)
+        return epilogue(affine(z, scale, shift, spec.offset), x, residual, spec)

@@ -161,7 +161,7 @@ def load_partials(partials_ptr, first, j, per_plane, size, span, L, valid):
 
 @triton.jit
 def close_group(m2, count, eps, FORM: tl.constexpr):
-    """(biased variance, 1 / denominator)."""
+    """(biased variance, 1 / denominator): 0 for 0, a constant group without eps; NaN for a variance out of range."""
     var = m2 / count
     if FORM == _INSTANCE:
         denominator = tl.sqrt_rn(var + eps)
@@ -169,7 +169,9 @@ def close_group(m2, count, eps, FORM: tl.constexpr):
         denominator = tl.sqrt_rn(m2 / (count - 1.0)) + eps
     else:
         denominator = tl.sqrt_rn(m2 / (count - 1.0) + eps)
-    return var, tl.div_rn(tl.full(denominator.shape, 1.0, tl.float32), denominator)
+    zero = denominator == 0
+    rstd = tl.div_rn(tl.full(denominator.shape, 1.0, tl.float32), tl.where(zero, 1.0, denominator))
+    return var, tl.where(zero, 0.0, tl.where(denominator == float("inf"), float("nan"), rstd))
 
 
 @triton.jit

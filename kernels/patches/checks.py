@@ -40,7 +40,7 @@ def check_features(features: object) -> None:
 
 
 def check_num_patches(num_patches: object) -> None:
-    """num_patches: an int >= 1, or None."""
+    """num_patches: an int >= 1, of Python or numpy, or None."""
     if num_patches is None:
         return
     if isinstance(num_patches, bool) or not isinstance(num_patches, (int, numbers.Integral)):

@@ -166,14 +166,14 @@ class _Spread(torch.autograd.Function):
 
 class _Tap(torch.autograd.Function):
     """A map passes through and leaves patches. Backward adds their gradients into the map's own, in its memory where
-    nobody else holds that."""
+    nobody else holds that. What passes is a view: autograd must know that both names share memory."""
 
     @staticmethod
     def forward(ctx, x, ids, impl):
         ctx.save_for_backward(ids)
         ctx.impl, ctx.form = impl, form_of(x)
         ctx.set_materialize_grads(False)
-        return x.view_as(x) if torch.compiler.is_compiling() else x.detach(), _gather(impl, (x,), (ids,))[0]
+        return x.view_as(x), _gather(impl, (x,), (ids,))[0]
 
     @staticmethod
     def backward(ctx, grad, rows):
@@ -193,6 +193,20 @@ class _Tap(torch.autograd.Function):
             grad = dense_copy(grad, ctx.form.channels_last)
         _launcher(ctx.impl).add(grad, rows, ids)
         return grad, None, None
+
+
+# torch forbids changes in place of views that a Function returns, because they would lose its backward. Losing _Tap's
+# for the map is right: it passes that gradient as it is, and the patches keep theirs. So the view may be one like any
+# other, which torch rebases on either side. Without these private functions torch refuses such changes, with a message.
+_meta_of = getattr(torch._C._autograd, "_get_creation_meta", None)
+_set_meta = getattr(torch._C._autograd, "_set_creation_meta", None)
+
+
+def _let_change_in_place(passed: Tensor, x: Tensor) -> None:
+    """passed: the map _Tap returned for x. As changeable as a plain view of x would be."""
+    if _meta_of is None or _set_meta is None:
+        return
+    _set_meta(passed, _meta_of(x) if x._is_view() else torch._C._autograd.CreationMeta.DEFAULT)
 
 
 def _sample(maps: Sequence[Tensor], ids: Sequence[Tensor], impl: str, unique: bool) -> list[Tensor]:
@@ -287,7 +301,8 @@ def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, 
         impl: "auto", "reference", "cpu" or "triton".
 
     Returns:
-        (x, patches): x under another name, not copied, and (B, P, C) in x's dtype.
+        (x, patches): a view of x, or x itself where no gradient is recorded, and (B, P, C) in x's dtype. Changes in
+        place of either map are changes of both, which autograd follows or refuses as for any view.
 
     Raises:
         TypeError, ValueError, kernels.BackendUnavailable: as `sample_patches`.
@@ -295,10 +310,14 @@ def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, 
     check_map("x", x)
     chosen = backends.choose(impl, x)
     at = as_ids("ids", ids, x)
+    recorded = torch.is_grad_enabled() and x.requires_grad
     if chosen == "reference":
-        return x, reference.sample(x, at)
-    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x.view_as(x) if recorded else x, reference.sample(x, at)
+    if not recorded:
         return x, _gather(chosen, (x,), (at,))[0]
-    if not torch.compiler.is_compiling():
-        ownership.prepare()
-    return _Tap.apply(x, at, chosen)
+    if torch.compiler.is_compiling():
+        return _Tap.apply(x, at, chosen)
+    ownership.prepare()
+    passed, patches = _Tap.apply(x, at, chosen)
+    _let_change_in_place(passed, x)
+    return passed, patches

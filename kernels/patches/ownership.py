@@ -1,10 +1,10 @@
 """Whether a gradient inside a backward belongs to the autograd engine alone, so that it may be written in place.
 
-Torch has no public answer. Three counts give it: references to the tensor, tensors on its memory, and references to its
-Python object. Of a gradient nobody else holds they are the smallest that can be; what those smallest counts are depends
-on Python and torch, so they are measured once on a graph of a few numbers, together with cases in which somebody does
-hold the gradient, which must show. If they do not, or torch lost these private functions, every gradient counts as
-shared: callers then copy, which is slower and always right.
+Torch has no public answer. Four counts give it: references to the tensor, tensors on its memory, and references to the
+Python objects of both. Of a gradient nobody else holds they are the smallest that can be; what those smallest counts
+are depends on Python and torch, so they are measured once on a graph of a few numbers, together with cases in which
+somebody does hold the gradient, which must show. If they do not, or torch lost these private functions, every gradient
+counts as shared: callers then copy, which is slower and always right.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import torch
 
 Tensor = torch.Tensor
 
-_alone: tuple[int, int, int] | None = None  # the counts of a gradient only the engine owns
+_Counts = tuple[int, int, int, int]
+
+_alone: _Counts | None = None  # the counts of a gradient only the engine owns
 _measured = False
 
 
-def _counts(g: Tensor) -> tuple[int, int, int]:
-    storage = torch._C._storage_Use_Count(g.untyped_storage()._cdata)  # this wrapper included
-    return g._use_count(), storage, sys.getrefcount(g)
+def _counts(g: Tensor) -> _Counts:
+    storage = g.untyped_storage()  # one object, made anew only where nobody holds it: the memory's count is the same
+    return g._use_count(), torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(g), sys.getrefcount(storage)
 
 
 class _Probe(torch.autograd.Function):
@@ -31,7 +33,7 @@ class _Probe(torch.autograd.Function):
     def forward(ctx, x, found):
         ctx.found = found
         ctx.set_materialize_grads(False)
-        return x.detach(), x.new_empty(2)
+        return x.view_as(x), x.new_empty(2)
 
     @staticmethod
     def backward(ctx, g, rows):
@@ -39,7 +41,7 @@ class _Probe(torch.autograd.Function):
         return g, None
 
 
-def _observe(g: Tensor) -> tuple[int, int, int]:
+def _observe(g: Tensor) -> _Counts:
     # one frame between backward and the counts, as in `owned`
     return _counts(g)
 
@@ -58,11 +60,11 @@ def owned(g: Tensor) -> bool:
     return all(count <= limit for count, limit in zip(now, _alone))
 
 
-def _measure() -> tuple[int, int, int] | None:
+def _measure() -> _Counts | None:
     held: list[object] = []
 
-    def probe(use) -> tuple[int, int, int]:
-        found: list[tuple[int, int, int]] = []
+    def probe(use) -> _Counts:
+        found: list[_Counts] = []
         with torch.enable_grad():
             x = torch.zeros(2, requires_grad=True)
             earlier = x * 1.0  # of two nodes that could run, the engine takes the younger
@@ -74,6 +76,9 @@ def _measure() -> tuple[int, int, int] | None:
 
     def keep_alias(g: Tensor) -> None:
         held.append(g.detach())
+
+    def keep_storage(g: Tensor) -> None:
+        held.append(g.untyped_storage())
 
     def hooked(hook):
         def use(x: Tensor, earlier: Tensor, t: Tensor) -> None:
@@ -99,7 +104,8 @@ def _measure() -> tuple[int, int, int] | None:
     try:
         alone = probe(lambda x, earlier, t: (t * 2.0).sum().backward())
         again = probe(lambda x, earlier, t: (t * 2.0).sum().backward())
-        others = [probe(use) for use in (hooked(keep), hooked(keep_alias), given, given_view, captured, pending)]
+        hooks = [hooked(hook) for hook in (keep, keep_alias, keep_storage)]
+        others = [probe(use) for use in (*hooks, given, given_view, captured, pending)]
     except (AttributeError, RuntimeError, TypeError, IndexError):
         return None
     shows = all(any(count > least for count, least in zip(other, alone)) for other in others)

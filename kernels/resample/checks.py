@@ -35,7 +35,7 @@ def as_padding(padding: object) -> tuple[int, int, int, int]:
         raise ValueError(f"padding: got {len(sides)} numbers, want one or four (left, right, top, bottom)")
     if min(sides) < 0:
         raise ValueError(f"padding: got {padding}, want numbers >= 0")
-    return tuple(int(side) for side in sides)
+    return tuple(side if isinstance(side, int) else int(side) for side in sides)
 
 
 def check_room(what: str, x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:

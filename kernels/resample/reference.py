@@ -7,6 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from kernels._dtypes import no_autocast
+from kernels._layout import dense, is_channels_last
 from kernels.resample.spec import DOWN, PAD, Spec, margins
 
 Tensor = torch.Tensor
@@ -20,7 +22,15 @@ def binomial(size: int) -> Tensor:
 
 def resample(x: Tensor, spec: Spec) -> Tensor:
     """The operator on x (N, C, H, W), not its gradient. 16-bit maps are computed in float32 and rounded once."""
+    with no_autocast(x.device.type):
+        return dense(_resample(x, spec), is_channels_last(x))
+
+
+def _resample(x: Tensor, spec: Spec) -> Tensor:
     (top, bottom), (left, right) = margins(spec.kind, spec.rows), margins(spec.kind, spec.columns)
+    if x.numel() == 0:  # torch mirrors, convolves and interpolates no maps without channels, but it pads them
+        height, width = spec.output
+        return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
     if spec.kind == PAD:
         return F.pad(x, (left, right, top, bottom), mode="reflect")
     wide = x if x.dtype == torch.float64 else x.float()

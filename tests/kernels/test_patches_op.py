@@ -84,6 +84,16 @@ def test_maps_are_not_kept_for_backward():
     assert all(t.dtype == torch.int64 for t in rows.grad_fn.saved_tensors)
 
 
+def test_a_number_of_patches_may_be_numpys():
+    x = randn(2, 3, 6, 5)
+    for number in (np.int64(7), np.int32(7), np.uint8(7)):
+        assert kernels.sample_patches([x], number)[0][0].shape == (2, 7, 3)
+        assert kernels.PatchSampler(number)([x])[0][0].shape == (2, 7, 3)
+    for wrong, kind in ((np.float64(7), "float64"), (np.bool_(True), "bool"), (np.array([7]), "ndarray")):
+        with pytest.raises(TypeError, match=f"num_patches: got {kind}"):
+            kernels.sample_patches([x], wrong)
+
+
 # ---- errors ------------------------------------------------------------------------------------------------------
 
 BAD = [

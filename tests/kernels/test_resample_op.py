@@ -1,5 +1,6 @@
 """blur_downsample, blur_upsample, reflection_pad2d and their modules: arguments, derivatives, torch.compile."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,8 +74,9 @@ def test_nothing_to_pad_returns_x():
 
 def test_padding_as_torch_takes_it():
     x = torch.randn(2, 3, 8, 9)
-    for padding in (2, (2, 2, 2, 2), [1, 2, 3, 4], torch.Size((1, 0, 0, 2))):
-        sides = (padding,) * 4 if padding == 2 else tuple(padding)
+    numpys = np.int64(2), tuple(np.array([1, 2, 3, 4]))
+    for padding in (2, (2, 2, 2, 2), [1, 2, 3, 4], torch.Size((1, 0, 0, 2)), *numpys):
+        sides = (2,) * 4 if padding == 2 else tuple(int(side) for side in padding)
         assert torch.equal(kernels.reflection_pad2d(x, padding), F.pad(x, sides, mode="reflect"))
 
 
