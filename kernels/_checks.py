@@ -12,6 +12,11 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def kind(value: object) -> str:
     """What was given, for the message of a TypeError."""
+    if type(value).__module__.startswith("torch.fx"):
+        return (
+            f"a {type(value).__name__} of torch.fx, whose symbolic_trace cannot follow this call (torch.export can; "
+            "or trace the model before kernels.fuse)"
+        )
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
@@ -51,6 +56,8 @@ def check_matches(name: str, value: object, shape: tuple, x: torch.Tensor, *, an
         raise TypeError(f"{name}: got {kind(value)}, want a tensor of shape {shape}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, want {shape}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, want a dense tensor")
     if any_float:
         if value.dtype not in FLOATING:
             raise TypeError(f"{name}: got {value.dtype}, want a floating dtype")

@@ -44,7 +44,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx, grad):
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad
-        return product(grad, b.mT) if need_a else None, product(a.mT, grad) if need_b else None
+        da = product(grad, b.transpose(-1, -2)) if need_a else None
+        return da, product(a.transpose(-1, -2), grad) if need_b else None
 
 
 class _ProductForward(_Product):

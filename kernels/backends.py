@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels import _commands, _native
+from kernels import _commands, _guard, _native
 
 IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -93,17 +93,26 @@ def reason(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], d
 
 def choose(
     impl: str,
-    x: torch.Tensor,
+    *tensors: torch.Tensor | None,
+    names: Sequence[str] = ("x",),
     offered: Sequence[str] = FUSED_IMPLS,
     dtypes: Sequence[torch.dtype] = FUSED_DTYPES,
 ) -> str:
-    """The implementation to run for `x`.
+    """The implementation to run on `tensors`: all of a call, the first of which says device and dtype. `names`: what
+    messages call them.
 
-    "auto" takes the fastest for the tensor's device: cpu or triton, else the reference (for float64 and for devices
-    without kernels in silence, since nothing failed; with one warning when the C++ build failed). A name that cannot
-    run raises BackendUnavailable with the reason.
+    "auto" takes the fastest for the tensor's device: cpu or triton, else the reference (for float64, for devices
+    without kernels and for tensors without memory of their own in silence, since nothing failed; with one warning when
+    the C++ build failed). A name that cannot run raises BackendUnavailable with the reason.
     """
-    return _resolve(impl, x.device.type, x.dtype, offered, dtypes)
+    if torch.compiler.is_compiling():
+        why = _guard.why_not_compiled(tensors, names)
+    else:
+        why = _guard.why_not(tensors, names)
+    if why:
+        return _without_addresses(impl, why)
+    x = tensors[0]
+    return _resolve(impl, x.device, x.dtype, offered, dtypes)
 
 
 _chosen: dict[tuple, str] = {}
@@ -111,22 +120,37 @@ _chosen: dict[tuple, str] = {}
 
 # A constant to torch.compile, which runs this while it traces: inside are a build, files and the environment.
 @torch.compiler.assume_constant_result
-def _resolve(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
+def _resolve(
+    impl: str, device: torch.device, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]
+) -> str:
     key = (impl, device, dtype, offered)
     found = _chosen.get(key)
     if found is None:
-        found = _chosen[key] = _decide(impl, device, dtype, offered, dtypes)
+        found = _chosen[key] = _decide(impl, device.type, dtype, offered, dtypes)
     return found
 
 
-def _decide(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
+@torch.compiler.assume_constant_result
+def _without_addresses(impl: str, why: str) -> str:
+    name, asked = _named(impl)
+    if name not in ("auto", "reference"):
+        raise BackendUnavailable(f'{asked} cannot run: {why}; impl="reference" and "auto" can')
+    return "reference"
+
+
+def _named(impl: str) -> tuple[str, str]:
+    """(the implementation wanted, by whom): KERNELS_IMPL in the place of "auto"."""
     checked_impl(impl)
-    asked = f"impl={impl!r}"
-    if impl == "auto":
-        impl = os.environ.get("KERNELS_IMPL", "auto").strip() or "auto"
-        asked = f"KERNELS_IMPL={impl}"
-        if impl not in IMPLS:
-            raise ValueError(f"KERNELS_IMPL: got {impl!r}, want one of {', '.join(IMPLS)}")
+    if impl != "auto":
+        return impl, f"impl={impl!r}"
+    name = os.environ.get("KERNELS_IMPL", "auto").strip() or "auto"
+    if name not in IMPLS:
+        raise ValueError(f"KERNELS_IMPL: got {name!r}, want one of {', '.join(IMPLS)}")
+    return name, f"KERNELS_IMPL={name}"
+
+
+def _decide(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
+    impl, asked = _named(impl)
     if impl != "auto":
         why = reason(impl, device, dtype, offered, dtypes)
         if why:

@@ -91,7 +91,7 @@ def _broadcast(name: str, value: object, shape: tuple[int, ...], q: Tensor) -> T
     if value.device != q.device:
         raise ValueError(f"{name}: got device {value.device}, want q's {q.device}")
     given = tuple(value.shape)
-    if len(given) > len(shape) or any(a not in (1, b) for a, b in zip(given[::-1], shape[::-1])):
+    if len(given) > len(shape) or any(a != 1 and a != b for a, b in zip(given[::-1], shape[::-1])):
         raise ValueError(f"{name}: got shape {given}, want one that broadcasts to {shape}")
     if given != shape:
         value = value.to(torch.float64 if q.dtype == torch.float64 else torch.float32)

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from kernels._checks import check_count, check_positive
+from kernels._tools import NotScriptable
 from kernels.nce.checks import check_rows
 from kernels.nce.op import patch_nce_loss
 
 Tensor = torch.Tensor
 
 
-class PatchNCELoss(nn.Module):
+class PatchNCELoss(NotScriptable, nn.Module):
     """`kernels.patch_nce_loss` for trainers written around CUT's `PatchNCELoss(opt)`: rows in, one loss per row out.
 
     The published module splits its rows by the batch size of the options, and breaks or mixes images when a batch is

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels import backends
+from kernels import _guard, backends
 from kernels.nce import reference
 from kernels.nce.checks import check_layers, check_options, row_weights
 from kernels.nce.spec import Layer, Spec, new_rows
@@ -109,7 +109,7 @@ class _Nce(torch.autograd.Function):
             grads = _nce_backward(grad, *map(list, zip(*layers)), stats, units, flat, *ctx.spec)
             grads = [g if n else None for g, n in zip(grads, flat)]
             grads = [grads[i : i + 4] for i in range(0, len(grads), 4)]
-        elif torch.is_grad_enabled():  # create_graph=True
+        elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True
             grads = _differentiable_backward(grad, layers, needs, ctx.spec)
         else:
             grads = _launcher(ctx.impl).backward(grad, layers, stats, units, needs, ctx.spec)
@@ -124,12 +124,12 @@ class _Nce(torch.autograd.Function):
 
 def _differentiable_backward(grad: Tensor, layers: list[Layer], needs: list[Needs], spec: Spec) -> list[list]:
     """The same gradients as differentiable torch expressions of grad and of the layers' tensors."""
-    found = []
+    found, create_graph = [], torch.is_grad_enabled()
     with torch.enable_grad():
         for layer, need, g in zip(layers, needs, grad.split([layer.rows for layer in layers])):
             wanted = [t for t, n in zip(layer, need) if n]
             rows = reference.rows(layer, spec).flatten()
-            grads = iter(torch.autograd.grad(rows, wanted, g, create_graph=True) if wanted else ())
+            grads = iter(torch.autograd.grad(rows, wanted, g, create_graph=create_graph) if wanted else ())
             found.append([next(grads) if n else None for n in need])
     return found
 
@@ -207,12 +207,16 @@ def patch_nce_loss(
     if detach_keys:
         layers = [layer._replace(k=layer.k.detach()) for layer in layers]
     spec = Spec(float(temperature), normalize, decoupled)
-    losses = _losses(layers, spec, backends.choose(impl, layers[0].q))
+    chosen = backends.choose(impl, *(t for layer in layers for t in layer), names=Layer._fields)
+    losses = _losses(layers, spec, chosen)
     return _reduce(losses, layers, weights, reduction, is_list, squeezed)
 
 
 def _reduce(losses, layers, weights, reduction, is_list, squeezed) -> Tensor | list[Tensor]:
-    alike = len({layer.rows for layer in layers}) == 1
+    rows = [layer.rows for layer in layers]
+    # what is recorded for other sizes (whose sizes are tensors or symbols) goes the way that serves them all
+    fixed = all(type(r) is int for r in rows) and not torch.compiler.is_exporting()
+    alike = len(rows) == 1 or (fixed and all(r == rows[0] for r in rows))
     if reduction != "none" and (alike or reduction == "sum") and all(w is None for w in weights):
         return losses.mean() if reduction == "mean" else losses.sum()  # one small kernel instead of one per layer
     parts = [p.view(layer.q.shape[:2]) for p, layer in zip(losses.split([layer.rows for layer in layers]), layers)]

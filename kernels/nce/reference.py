@@ -58,18 +58,24 @@ def log_sum(logits: Tensor) -> Tensor:
     return total.masked_fill(nothing.squeeze(-1), float("-inf"))
 
 
+def diagonal(x: Tensor) -> Tensor:
+    """Where (S, S) of x (..., S, S) is a row's own key. Not torch.eye, which onnxruntime has no operator for."""
+    at = torch.arange(x.shape[-1], device=x.device)
+    return at[:, None] == at
+
+
 def rows(layer: Layer, spec: Spec) -> Tensor:
     """Losses (B, S), float32 or float64."""
     q, k, negatives = (None if t is None else (unit_rows if spec.normalize else wide)(t) for t in layer[:3])
     positive = (q * k).sum(-1) / spec.temperature
     if negatives is None:
-        logits = product(q, k.mT)
+        logits = product(q, k.transpose(-1, -2))
     elif negatives.dim() == 3:
-        logits = product(q, negatives.mT)
+        logits = product(q, negatives.transpose(-1, -2))
     else:
-        logits = product(q.flatten(0, 1), negatives.mT).unflatten(0, q.shape[:2])
+        logits = product(q.flatten(0, 1), negatives.transpose(-1, -2)).unflatten(0, q.shape[:2])
     logits = logits / spec.temperature
-    itself = None if layer.negatives is not None else torch.eye(q.shape[1], dtype=torch.bool, device=q.device)
+    itself = None if layer.negatives is not None else diagonal(logits)
     if layer.similarity_weight is not None:
         weight = layer.similarity_weight.to(logits.dtype)
         # whatever weight a left-out pair has: in the gradient 0 times infinity would be nan
@@ -80,4 +86,5 @@ def rows(layer: Layer, spec: Spec) -> Tensor:
         logits = logits.masked_fill(itself, float("-inf"))
     margin = log_sum(logits) - positive
     # log(e^p + sum e^n) - p = log(1 + e^margin): no digits of a small loss are lost in the difference of two large logs
-    return margin if spec.decoupled else -F.logsigmoid(-margin)
+    # (softplus is that with a rest of e^-margin beyond the threshold; logsigmoid overflows in the older ONNX exporter)
+    return margin if spec.decoupled else F.softplus(margin, threshold=40)

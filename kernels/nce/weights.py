@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from kernels._checks import check_flag, check_positive
 from kernels._dtypes import product, wide
 from kernels.nce.checks import check_keys, check_rows
-from kernels.nce.reference import unit_rows
+from kernels.nce.reference import diagonal, unit_rows
 from kernels.sinkhorn import sinkhorn
 
 Tensor = torch.Tensor
@@ -65,12 +65,12 @@ def monce_log_weight(
     if detach:
         q = q.detach()
     eps, neg_term_weight = float(eps), float(neg_term_weight)
-    similarity = product(_rows(q, normalize), _rows(k.detach(), normalize).mT)
+    similarity = product(_rows(q, normalize), _rows(k.detach(), normalize).transpose(-1, -2))
     kernel = similarity / eps if cost == "hard" else (1 - similarity) / eps
     log_plan = sinkhorn(_with_diagonal(kernel, -10 / eps), iterations, impl=impl)
     # log(plan * scale + 1e-8); entries of the plan may be far below the smallest float
     floor = log_plan.new_full((), math.log(1e-8))
-    log_weight = _log_add(log_plan + math.log((q.shape[-2] - 1) * neg_term_weight), floor)
+    log_weight = _log_add(log_plan + _log((q.shape[-2] - 1) * neg_term_weight, log_plan), floor)
     return log_weight.view(*q.shape[:-1], q.shape[-2])
 
 
@@ -93,7 +93,7 @@ def hdce_weight(k: Tensor, gamma: float, *, normalize: bool = False) -> Tensor:
     check_positive("gamma", gamma)
     check_flag("normalize", normalize)
     rows = _rows(k.detach(), normalize)
-    logits = _with_diagonal(product(rows, rows.mT), -10.0)
+    logits = _with_diagonal(product(rows, rows.transpose(-1, -2)), -10.0)
     # a softmax over its maximum: its sum cancels. The maximum goes first: however small gamma is, 0 / gamma is 0
     weight = ((logits - logits.amax(-1, keepdim=True)) / float(gamma)).exp_()
     return weight.view(*k.shape[:-1], k.shape[-2])
@@ -120,11 +120,18 @@ def semantic_relation_loss(q: Tensor, k: Tensor, *, normalize: bool = True) -> T
     check_keys("k", k, "q", q)
     check_flag("normalize", normalize)
     rows, keys = _rows(q, normalize), _rows(k.detach(), normalize)
-    log_p = torch.log_softmax(product(rows, rows.mT), 1)
-    log_q = torch.log_softmax(product(keys, keys.mT), 1)
+    log_p = torch.log_softmax(product(rows, rows.transpose(-1, -2)), 1)
+    log_q = torch.log_softmax(product(keys, keys.transpose(-1, -2)), 1)
     log_m = _log_add(log_p, log_q) - math.log(2)
     divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
     return 0.5 * divergence.sum() / rows.shape[0]
+
+
+def _log(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """log(value). A value made of sizes is a tensor while torch.jit.trace records, a symbol while torch.export does."""
+    if isinstance(value, (int, float)) and not torch.compiler.is_compiling():
+        return math.log(value)
+    return (like.new_ones(()) * value).log()
 
 
 def _rows(x: Tensor, normalize: bool) -> Tensor:
@@ -140,4 +147,4 @@ def _log_add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _with_diagonal(x: Tensor, value: float) -> Tensor:
-    return x.masked_fill(torch.eye(x.shape[-1], dtype=torch.bool, device=x.device), value)
+    return x.masked_fill(diagonal(x), value)

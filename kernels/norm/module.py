@@ -117,7 +117,8 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
                 x, self.running_mean, self.running_var, self.weight, self.bias, residual, spec
             )
         check_norm_input("instance_norm", x, per_plane=True)
-        impl = backends.choose(self.impl, x)
+        names = ("x", "weight", "bias", "residual")
+        impl = backends.choose(self.impl, x, self.weight, self.bias, residual, names=names)
         y, stats = norm_with_stats(x, self.weight, self.bias, residual, spec, impl)
         self._update_running_stats(x, stats)
         return y

@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-from kernels import backends
+from kernels import _guard, backends
 from kernels._checks import check_activation, check_finite, check_flag, check_matches, check_norm_input, check_padding
 from kernels._dtypes import in_autocast, no_autocast
 from kernels._layout import dense, is_channels_last
@@ -118,7 +118,7 @@ class _Norm(torch.autograd.Function):
         fold = need[3] and spec.padding > 0  # unpadded, the residual's gradient is grad itself
         if torch.compiler.is_compiling():  # asked first: while tracing, the reference path must not be looked at
             dx, dscale, dshift, dresidual = _norm_backward(grad, x, scale, shift, stats, fold, *spec)
-        elif torch.is_grad_enabled():  # create_graph=True: R1, WGAN-GP
+        elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True: R1, WGAN-GP
             return (*_differentiable_backward(grad, x, scale, shift, need, spec), None, None)
         else:
             dx, dscale, dshift, dresidual = _launcher(ctx.impl).backward(grad, x, scale, shift, stats, fold, spec)
@@ -132,11 +132,12 @@ class _Norm(torch.autograd.Function):
 def _differentiable_backward(grad, x, scale, shift, need, spec):
     """The same gradients as differentiable torch expressions of grad, x, scale and shift. The residual's values do
     not matter: y is linear in it."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), no_autocast(x.device.type):
         residual = torch.zeros_like(x, requires_grad=True) if need[3] else None
         y = reference.norm(x, scale, shift, residual, spec)
         wanted = [t for t, n in zip((x, scale, shift, residual), need) if n]
-        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
     return tuple(next(grads) if n else None for n in need[:4])
 
 
@@ -159,10 +160,11 @@ class _PlaneMoments(torch.autograd.Function):
         x, stats = ctx.saved_tensors
         if torch.compiler.is_compiling():
             dx = _plane_stats_backward(grad_mean, grad_std, x, stats, INSTANCE_UNBIASED)
-        elif torch.is_grad_enabled():
+        elif torch.is_grad_enabled() or not _guard.addressable(grad_mean, grad_std):
+            create_graph = torch.is_grad_enabled()
             with torch.enable_grad(), no_autocast(x.device.type):
                 moments = reference.plane_moments(x, ctx.eps)
-                (dx,) = torch.autograd.grad(moments, x, (grad_mean, grad_std), create_graph=True)
+                (dx,) = torch.autograd.grad(moments, x, (grad_mean, grad_std), create_graph=create_graph)
         else:
             dx = _launcher(ctx.impl).moments_backward(grad_mean, grad_std, x, stats, INSTANCE_UNBIASED)
         return dx, None, None
@@ -224,7 +226,8 @@ def instance_norm(
     check_matches("weight", weight, channels, x, any_float=True)
     check_matches("bias", bias, channels, x, any_float=True)
     spec = _spec(INSTANCE, x, eps, 0.0, activation, negative_slope, residual, padding)
-    return norm_with_stats(x, weight, bias, residual, spec, backends.choose(impl, x))[0]
+    chosen = backends.choose(impl, x, weight, bias, residual, names=("x", "weight", "bias", "residual"))
+    return norm_with_stats(x, weight, bias, residual, spec, chosen)[0]
 
 
 def adaptive_instance_norm(
@@ -254,7 +257,8 @@ def adaptive_instance_norm(
             raise TypeError(f"{name}: got None, want a tensor of shape (N, C) = {tuple(x.shape[:2])}")
         check_matches(name, value, tuple(x.shape[:2]), x, any_float=True)
     spec = _spec(INSTANCE, x, eps, float(unit_offset), activation, negative_slope, residual, padding)
-    return norm_with_stats(x, scale, shift, residual, spec, backends.choose(impl, x))[0]
+    chosen = backends.choose(impl, x, scale, shift, residual, names=("x", "scale", "shift", "residual"))
+    return norm_with_stats(x, scale, shift, residual, spec, chosen)[0]
 
 
 def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e-5, impl: str = "auto") -> Tensor:
@@ -288,7 +292,7 @@ def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e
         raise ValueError(f"alpha: got {alpha}, want a number in [0, 1]")
     alpha = float(alpha)
     spec = _spec(INSTANCE_UNBIASED, content, eps, 0.0, "none", 0.2, None, 0)
-    chosen = backends.choose(impl, content)
+    chosen = backends.choose(impl, content, style, names=("content", "style"))
     if style.dtype == torch.float64 != content.dtype:
         style = style.float()
     if chosen == "reference":
@@ -325,7 +329,8 @@ def munit_layer_norm(
     check_matches("gamma", gamma, channels, x, any_float=True)
     check_matches("beta", beta, channels, x, any_float=True)
     spec = _spec(LAYER_STD, x, eps, 0.0, activation, negative_slope, residual, padding)
-    return norm_with_stats(x, gamma, beta, residual, spec, backends.choose(impl, x))[0]
+    chosen = backends.choose(impl, x, gamma, beta, residual, names=("x", "gamma", "beta", "residual"))
+    return norm_with_stats(x, gamma, beta, residual, spec, chosen)[0]
 
 
 def _spec(form, x, eps, offset, activation, negative_slope, residual, padding) -> Spec:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from kernels import _guard
 from kernels._checks import check_tensor, kind
 from kernels.patches.spec import positions
 
@@ -79,6 +80,8 @@ def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
     torch.compile traces, where the CPU operator checks it)."""
     if not isinstance(ids, (Tensor, np.ndarray, Sequence)) or isinstance(ids, (str, bytes)):
         raise TypeError(f"{name}: got {kind(ids)}, want integer positions of shape (P,)")
+    if torch.compiler.is_compiling() and isinstance(ids, (list, tuple)):
+        ids = torch.tensor(ids)  # torch.compile does not trace the questions to NumPy
     if not isinstance(ids, Tensor):
         array = np.asarray(ids)
         if array.size and array.dtype.kind not in "iu":  # of an empty list NumPy makes floats
@@ -93,7 +96,7 @@ def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
     on_host = ids.device.type == "cpu"
     if not on_host:
         ids = ids.to(x.device)
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and _guard.addressable(ids):
         check_range(name, ids, x)
     return ids.to(x.device, torch.int64, non_blocking=True)
 

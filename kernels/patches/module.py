@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from kernels import backends
+from kernels._tools import NotScriptable
 from kernels.patches.checks import check_num_patches
 from kernels.patches.op import sample_patches
 
 Tensor = torch.Tensor
 
 
-class PatchSampler(nn.Module):
+class PatchSampler(NotScriptable, nn.Module):
     """`kernels.sample_patches` as a module without parameters.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels import backends
+from kernels import _guard, backends
 from kernels.patches import ownership, reference
 from kernels.patches.checks import (
     as_ids,
@@ -132,7 +132,11 @@ class _Sample(torch.autograd.Function):
         if wanted:
             rows, at, forms = ([of[i] for i in wanted] for of in (grads, ids, ctx.forms))
             # asked first: while tracing, torch would look at the differentiable way too
-            if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            if torch.compiler.is_compiling():
+                dense = _scatter(ctx.impl, ctx.unique, rows, at, forms)
+            elif not _guard.addressable(*rows):
+                dense = [reference.spread(*three) for three in zip(rows, at, forms)]
+            elif torch.is_grad_enabled():
                 dense = _Spread.apply(ctx.impl, ctx.unique, forms, *rows, *at)
             else:
                 dense = _scatter(ctx.impl, ctx.unique, rows, at, forms)
@@ -159,8 +163,12 @@ class _Spread(torch.autograd.Function):
         wanted = [i for i in range(len(grads)) if grads[i] is not None]
         if wanted:
             maps, at = [grads[i] for i in wanted], [ids[i] for i in wanted]
-            for i, rows in zip(wanted, _Sample.apply(ctx.impl, ctx.unique, *maps, *at)):
-                found[i] = rows
+            if torch.compiler.is_compiling() or _guard.addressable(*maps):
+                rows = _Sample.apply(ctx.impl, ctx.unique, *maps, *at)
+            else:
+                rows = map(reference.sample, maps, at)
+            for i, gradient in zip(wanted, rows):
+                found[i] = gradient
         return None, None, None, *found
 
 
@@ -184,6 +192,9 @@ class _Tap(torch.autograd.Function):
             if grad is None:
                 return _scatter(ctx.impl, False, [rows], [ids], [ctx.form])[0], None, None
             return _tap_patches_backward(grad, rows, ids, ctx.form.channels_last), None, None
+        if not _guard.addressable(grad, rows):
+            spread = reference.spread(rows, ids, ctx.form)
+            return spread if grad is None else grad + spread, None, None
         if torch.is_grad_enabled():  # create_graph=True
             (spread,) = _Spread.apply(ctx.impl, False, [ctx.form], rows, ids)
             return spread if grad is None else grad + spread, None, None
@@ -269,13 +280,13 @@ def sample_patches(
     check_features(features)
     check_num_patches(num_patches)
     check_generator(generator)
-    chosen = [backends.choose(impl, x) for x in features]
     if ids is None:
         for layer, x in enumerate(features):
             check_fits(num_patches, layer, x)
         at = [_draw(x, num_patches, generator) for x in features]
     else:
         at = given_ids(ids, features)
+    chosen = [backends.choose(impl, *both, names=("a map of features", "its ids")) for both in zip(features, at)]
     patches: list[Tensor] = [None] * len(features)
     fused = [layer for layer, name in enumerate(chosen) if name != "reference"]
     if fused:
@@ -308,8 +319,8 @@ def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, 
         TypeError, ValueError, kernels.BackendUnavailable: as `sample_patches`.
     """
     check_map("x", x)
-    chosen = backends.choose(impl, x)
     at = as_ids("ids", ids, x)
+    chosen = backends.choose(impl, x, at, names=("x", "ids"))
     recorded = torch.is_grad_enabled() and x.requires_grad
     if chosen == "reference":
         return x.view_as(x) if recorded else x, reference.sample(x, at)

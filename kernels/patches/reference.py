@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+
+from kernels.patches.spec import Form
 
 
 def sample(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """x (B, C, *spatial), ids (P,) -> (B, P, C), dense."""
-    return x.flatten(2).index_select(2, ids).transpose(1, 2).contiguous()
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:])).index_select(2, ids).transpose(1, 2).contiguous()
+
+
+def spread(rows: torch.Tensor, ids: torch.Tensor, form: Form) -> torch.Tensor:
+    """Rows (B, P, C) to a map that is zero elsewhere: the transposed of `sample`. Rows of one position add up."""
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    total = wide.new_zeros((*form.size[:2], math.prod(form.size[2:])))
+    return total.index_add(2, ids, wide.transpose(1, 2)).reshape(form.size).to(rows.dtype)

@@ -38,10 +38,11 @@ def as_padding(padding: object) -> tuple[int, int, int, int]:
     return tuple(side if isinstance(side, int) else int(side) for side in sides)
 
 
-def check_room(what: str, x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:
-    """rows, columns: the margins (before, behind) that are mirrored, each smaller than its side of x."""
+def check_room(name: str, value: object, x: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    """rows, columns: the margins (before, behind) that are mirrored, each smaller than its side of x. `name`, `value`:
+    the argument they come from, for the message, formed only then: torch.compile makes no text of symbolic numbers."""
     if max(rows) >= x.shape[2] or max(columns) >= x.shape[3]:
         raise ValueError(
-            f"{what} for planes of {x.shape[2]} x {x.shape[3]}, want rows > {max(rows)} and columns > {max(columns)}: "
-            "reflection does not repeat the edge"
+            f"{name}: got {value} for planes of {x.shape[2]} x {x.shape[3]}, want rows > {max(rows)} and columns > "
+            f"{max(columns)}: reflection does not repeat the edge"
         )

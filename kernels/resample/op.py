@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-from kernels import backends
+from kernels import _guard, backends
 from kernels._layout import is_channels_last
 from kernels.resample import reference
 from kernels.resample.checks import as_padding, check_filter_size, check_planes, check_room
@@ -71,6 +71,8 @@ class _Resample(torch.autograd.Function):
         spec = ctx.spec._replace(transposed=not ctx.spec.transposed)
         if torch.compiler.is_compiling():  # asked first: while tracing, torch would look at the differentiable way too
             return _resample(grad, *spec, ctx.channels_last), None, None, None
+        if not _guard.addressable(grad):
+            return reference.resample(grad, spec), None, None, None
         if torch.is_grad_enabled():  # create_graph=True
             return _Resample.apply(grad, spec, ctx.channels_last, ctx.impl), None, None, None
         return _launcher(ctx.impl).apply(grad, spec, ctx.channels_last), None, None, None
@@ -114,7 +116,7 @@ def blur_downsample(x: Tensor, *, filter_size: int = 3, impl: str = "auto") -> T
     check_filter_size(filter_size)
     filter_size = int(filter_size)
     margin = margins(DOWN, (filter_size, 0))
-    check_room(f"filter_size: got {filter_size}", x, margin, margin)
+    check_room("filter_size", filter_size, x, margin, margin)
     return _apply(x, DOWN, (filter_size, 0), (filter_size, 0), impl)
 
 
@@ -142,7 +144,7 @@ def reflection_pad2d(x: Tensor, padding: int | tuple[int, int, int, int], *, imp
     """
     check_planes(x)
     left, right, top, bottom = as_padding(padding)
-    check_room(f"padding: got {padding}", x, (top, bottom), (left, right))
+    check_room("padding", padding, x, (top, bottom), (left, right))
     if not (left or right or top or bottom):
         backends.choose(impl, x)  # for its errors
         return x

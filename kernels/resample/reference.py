@@ -20,9 +20,21 @@ def binomial(size: int) -> Tensor:
     return torch.outer(row, row) / 4.0 ** (size - 1)
 
 
+def _transposed(grad: Tensor, spec: Spec) -> Tensor:
+    """The gradient of the operator, which is linear: of any x."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        size = (*grad.shape[:2], spec.height, spec.width)
+        x = torch.zeros(size, dtype=grad.dtype, device=grad.device, requires_grad=True)
+        (found,) = torch.autograd.grad(resample(x, spec._replace(transposed=False)), x, grad, create_graph=create_graph)
+    return found
+
+
 def resample(x: Tensor, spec: Spec) -> Tensor:
-    """The operator on x (N, C, H, W), not its gradient. 16-bit maps are computed in float32 and rounded once."""
+    """The operator or its gradient on x (N, C, H, W). 16-bit maps are computed in float32 and rounded once."""
     with no_autocast(x.device.type):
+        if spec.transposed:
+            return _transposed(x, spec)
         return dense(_resample(x, spec), is_channels_last(x))
 
 
@@ -36,6 +48,7 @@ def _resample(x: Tensor, spec: Spec) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     if spec.kind == DOWN:
         wide = F.pad(wide, (left, right, top, bottom), mode="reflect")
-        weight = binomial(spec.rows[0]).to(wide).expand(x.shape[1], 1, -1, -1)
-        return F.conv2d(wide, weight, stride=2, groups=x.shape[1]).to(x.dtype)
+        channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]  # ONNX: a filter of one shape
+        weight = binomial(spec.rows[0]).to(wide).expand(channels, 1, -1, -1)
+        return F.conv2d(wide, weight, stride=2, groups=channels).to(x.dtype)
     return F.interpolate(wide, scale_factor=2, mode="bilinear", align_corners=False).to(x.dtype)

@@ -10,7 +10,7 @@ import functools
 
 import torch
 
-from kernels import backends
+from kernels import _guard, backends
 from kernels._checks import check_count, check_tensor
 from kernels.sinkhorn import reference
 from kernels.sinkhorn.spec import new_potentials
@@ -69,10 +69,11 @@ class _Sinkhorn(torch.autograd.Function):
         x, potentials = ctx.saved_tensors
         if torch.compiler.is_compiling():  # asked first: while tracing, the reference path must not be looked at
             dx = _sinkhorn_backward(grad, x, potentials)
-        elif torch.is_grad_enabled():  # create_graph=True
+        elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True
+            create_graph = torch.is_grad_enabled()
             with torch.enable_grad():
                 plan = reference.sinkhorn(x, ctx.iterations)
-                (dx,) = torch.autograd.grad(plan, x, grad, create_graph=True)
+                (dx,) = torch.autograd.grad(plan, x, grad, create_graph=create_graph)
         else:
             dx = _launcher(ctx.impl).backward(grad, x, potentials)
         return dx, None, None
@@ -109,7 +110,7 @@ def sinkhorn(log_kernel: Tensor, iterations: int = 50, *, impl: str = "auto") ->
         raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want at least one element a problem")
     check_count("iterations", iterations)
     iterations = int(iterations)
-    chosen = backends.choose(impl, log_kernel)
+    chosen = backends.choose(impl, log_kernel, names=("log_kernel",))
     x = log_kernel if log_kernel.dim() == 3 else log_kernel[None]
     if chosen == "reference":
         plan = reference.sinkhorn(x, iterations)
