@@ -1,4 +1,5 @@
-# `make demo`: everything from nothing to the main job. `make test`: everything from nothing to all tests.
+# `make demo`: everything from nothing to the main job. `make test`: everything from nothing to the tests, slow and GPU
+# ones left out.
 # Both make .venv with the torch that the committed figures were measured with; TORCH=torch takes the newest.
 BASE ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ TORCH ?= torch==2.13.0
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: setup.py pyproject.toml
 	test -x $(PYTHON) || $(BASE) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check setuptools wheel $(TORCH)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[test,bench,samples,dev]"
@@ -21,6 +22,7 @@ demo: install
 
 test: install
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest
 
 bench: install

@@ -108,7 +108,7 @@ def ready(asked: str | None) -> torch.device | None:
         print("--device cuda: torch sees no CUDA device", file=sys.stderr)
         return None
     if importlib.util.find_spec("matplotlib") is None:
-        print("the plot needs matplotlib: pip install -e '.[bench]'", file=sys.stderr)
+        print("the plot needs matplotlib: pip install matplotlib", file=sys.stderr)
         return None
     return device
 

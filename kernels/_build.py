@@ -50,7 +50,9 @@ _PASSING = re.compile(
 
 
 def _find_sources() -> Path:
-    return Path(__file__).resolve().parent.parent / "csrc" / "cpu"
+    here = Path(__file__).resolve().parent
+    installed = here / "_csrc" / "cpu"  # of a wheel: setup.py maps csrc there
+    return installed if installed.is_dir() else here.parent / "csrc" / "cpu"
 
 
 SOURCES = _find_sources()
@@ -103,7 +105,7 @@ def _rules() -> str:
 
 def _key() -> str:
     if not (SOURCES / "norm.cpp").exists():
-        raise BuildError(f"the C++ sources are not at {SOURCES} (install with `pip install -e .`)")
+        raise BuildError(f"the C++ sources are not at {SOURCES}: this installation is incomplete")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")  # Python's version, its binary interface, the machine
     digest = hashlib.sha256()
     for text in (_rules(), sys.platform, platform.machine(), suffix, torch.__version__, torch.version.git_version):

@@ -144,7 +144,7 @@ SLOW_TORCH = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
 COMMANDS = {
     "i2i": "from i2i.__main__ import main",
     "kernels-report": "from kernels.backends import main",
-    "kernels-bench": "from benchmarks.__main__ import main",
+    "kernels-bench": "from kernels._bench import main",
 }
 
 
