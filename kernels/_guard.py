@@ -89,7 +89,8 @@ def _look(tensors: Sequence[torch.Tensor | None], names: Sequence[str]) -> str:
             return f"{_name(i, len(tensors), names)} is {what}"
     if torch._C._len_torch_dispatch_stack():
         # a mode that only looks on changes nothing; one that makes other tensors gives a kernel no memory to write to
-        what = _kind(torch.empty(0, device=tensors[0].device))
+        device = next((t.device for t in tensors if t is not None), None)
+        what = _kind(torch.empty(0, device=device))
         if what:
             return f"under the active dispatch mode a new tensor is {what}"
     return ""

@@ -51,6 +51,7 @@ def test_the_fused_step_is_the_published_one():
     assert (gradients - exact).norm() <= 1e-2 * exact.norm()
 
 
+@pytest.mark.slow  # a minute and more: three trainings of 100 steps
 def test_loss_curves_agree_as_well_as_those_of_two_reference_runs():
     """100 steps of each. Adam's first step takes the sign even of a gradient that is rounding, so after some ten steps
     any two runs are as far apart as chance makes them: reference runs with one and two threads, too."""

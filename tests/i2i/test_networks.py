@@ -63,13 +63,18 @@ def test_generator_is_the_published_one(name, impl):
 @pytest.mark.parametrize("name, impl", [(n, i) for n in OTHERS for i in IMPLS if i == "auto" or "batch" not in n])
 @torch.no_grad()
 def test_other_networks_are_the_published_ones(name, impl):
-    """In eval mode, as the figures were taken."""
+    """In eval mode, as the figures were taken. In float64 the network is the published one up to the rounding of those
+    figures; in float32 it is as near to that as plain torch, whose convolutions round more on some machines: with AVX2
+    alone 7e-6."""
     wanted = golden.load(name)
     build, options = OTHERS[name]
-    net = build(**options, impl=impl).eval()
-    assert golden.fill(net) == wanted["keys"].tolist()
-    output = net(golden.image("x", tuple(wanted["input_shape"])))
-    torch.testing.assert_close(output, torch.from_numpy(wanted["output"]), atol=SHALLOW, rtol=0)
+    net, plain = (build(**options, impl=i).eval() for i in (impl, "reference"))
+    assert golden.fill(net) == golden.fill(plain) == wanted["keys"].tolist()
+    x = golden.image("x", tuple(wanted["input_shape"]))
+    output, torchs = net(x), plain(x)
+    exact = plain.double()(x.double())
+    torch.testing.assert_close(exact.float(), torch.from_numpy(wanted["output"]), atol=SHALLOW, rtol=0)
+    assert (output - exact).abs().max() <= 2 * (torchs - exact).abs().max() + 1e-6
 
 
 def test_feature_network_is_the_published_one():
