@@ -9,6 +9,7 @@ from torch import nn
 
 from kernels import backends
 from kernels._checks import FLOATING, check_activation, check_count, check_norm_input, check_padding
+from kernels._dtypes import wide
 from kernels._tools import NotScriptable, as_leaf
 from kernels.norm import reference
 from kernels.norm.op import _spec, adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
@@ -138,7 +139,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
             return
         n = x.shape[2] * x.shape[3]
         if stats is None:
-            d, mean = reference.centred(reference.wide(x), (2, 3))
+            d, mean = reference.centred(wide(x), (2, 3))
             mean, var = mean.mean((0, 2, 3)), d.square().mean((2, 3)).mean(0)
         else:
             mean, var = (stats[0] + stats[1]).mean(0), stats[2].mean(0)

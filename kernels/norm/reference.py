@@ -10,14 +10,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels._dtypes import no_autocast
+from kernels._dtypes import no_autocast, wide
 from kernels._layout import dense, is_channels_last
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, LAYER_STD, Spec
-
-
-def wide(x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype statistics are computed in."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def centred(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from kernels._dtypes import wide
 from kernels.patches.spec import Form
 
 
@@ -16,6 +17,6 @@ def sample(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def spread(rows: torch.Tensor, ids: torch.Tensor, form: Form) -> torch.Tensor:
     """Rows (B, P, C) to a map that is zero elsewhere: the transposed of `sample`. Rows of one position add up."""
-    wide = rows if rows.dtype == torch.float64 else rows.float()
-    total = wide.new_zeros((*form.size[:2], math.prod(form.size[2:])))
-    return total.index_add(2, ids, wide.transpose(1, 2)).reshape(form.size).to(rows.dtype)
+    added = wide(rows)
+    total = added.new_zeros((*form.size[:2], math.prod(form.size[2:])))
+    return total.index_add(2, ids, added.transpose(1, 2)).reshape(form.size).to(rows.dtype)

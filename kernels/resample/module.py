@@ -118,8 +118,7 @@ class ReflectionPad2d(NotScriptable, nn.ReflectionPad2d):
             return super().forward(x)
         elif x.dim() == 3:
             return self.forward(x[None])[0]
-        y = reflection_pad2d(x, self.padding, impl=self.impl)
-        return y.clone() if y is x else y  # as torch's: what follows may work in place
+        return reflection_pad2d(x, self.padding, impl=self.impl)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.impl == "auto" else f", impl={self.impl}")

@@ -139,13 +139,13 @@ def reflection_pad2d(x: Tensor, padding: int | tuple[int, int, int, int], *, imp
         padding: pixels on every side, or (left, right, top, bottom) as in torch; each >= 0 and smaller than its side.
 
     Returns:
-        (N, C, H + top + bottom, W + left + right), dtype and memory format of x; x itself where nothing is padded.
-        Derivatives and errors as in `blur_downsample`.
+        (N, C, H + top + bottom, W + left + right), dtype and memory format of x; a copy where nothing is
+        padded, as in torch. Derivatives and errors as in `blur_downsample`.
     """
     check_planes(x)
     left, right, top, bottom = as_padding(padding)
     check_room("padding", padding, x, (top, bottom), (left, right))
     if not (left or right or top or bottom):
         backends.choose(impl, x)  # for its errors
-        return x
+        return x.clone()  # what follows may work in place
     return _apply(x, PAD, (top, bottom), (left, right), impl)

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from kernels._dtypes import no_autocast
+from kernels._dtypes import no_autocast, wide
 from kernels._layout import dense, is_channels_last
 from kernels.resample.spec import DOWN, PAD, Spec, margins
 
@@ -45,10 +45,10 @@ def _resample(x: Tensor, spec: Spec) -> Tensor:
         return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
     if spec.kind == PAD:
         return F.pad(x, (left, right, top, bottom), mode="reflect")
-    wide = x if x.dtype == torch.float64 else x.float()
+    given = wide(x)
     if spec.kind == DOWN:
-        wide = F.pad(wide, (left, right, top, bottom), mode="reflect")
+        given = F.pad(given, (left, right, top, bottom), mode="reflect")
         channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]  # ONNX: a filter of one shape
-        weight = binomial(spec.rows[0]).to(wide).expand(channels, 1, -1, -1)
-        return F.conv2d(wide, weight, stride=2, groups=channels).to(x.dtype)
-    return F.interpolate(wide, scale_factor=2, mode="bilinear", align_corners=False).to(x.dtype)
+        weight = binomial(spec.rows[0]).to(given).expand(channels, 1, -1, -1)
+        return F.conv2d(given, weight, stride=2, groups=channels).to(x.dtype)
+    return F.interpolate(given, scale_factor=2, mode="bilinear", align_corners=False).to(x.dtype)
