@@ -2,8 +2,8 @@
 
 import kernels as kernels  # first: it minds Ctrl-C while torch is imported
 from i2i.errors import NotSaved, TrainingDiverged, UsageError
+from i2i.inference.weights import load
 from i2i.methods import METHODS, Method
-from i2i.train import train
-from i2i.weights import load
+from i2i.training.loop import train
 
 __all__ = ["METHODS", "Method", "NotSaved", "TrainingDiverged", "UsageError", "load", "train"]

@@ -18,12 +18,15 @@ from typing import Any, NoReturn
 import torch
 
 import kernels
-from i2i import checkpoint, distributed, evaluate, export, options, resuming, translate
+from i2i.cli import options
 from i2i.config import Config
 from i2i.devices import check_impl, choose_device
 from i2i.errors import NotSaved, TrainingDiverged, UsageError
+from i2i.inference import export, translate
+from i2i.inference import metrics as evaluate
 from i2i.methods import METHODS, check_method
-from i2i.train import Result, say, train
+from i2i.training import checkpoint, distributed, resuming
+from i2i.training.loop import Result, say, train
 from kernels import _commands
 
 DEFECT = 3
@@ -78,8 +81,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="i2i", description="Image-to-image translation: train it, use it.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     commands.add_parser("train", help="train a published system; see i2i train --help")
-    for module in (translate, export, evaluate):
-        name = module.__name__.rpartition(".")[2]
+    for name, module in (("translate", translate), ("export", export), ("evaluate", evaluate)):
         command = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
         module.add_arguments(command)
         command.set_defaults(run=module.run)

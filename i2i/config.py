@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from i2i.errors import UsageError
-from i2i.losses import GAN_MODES
 
+GAN_MODES = ("lsgan", "vanilla", "nonsaturating", "wgangp", "hinge")
 PRECISIONS = ("float32", "bfloat16", "float16")
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
 C = TypeVar("C", bound="Config")

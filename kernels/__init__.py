@@ -6,7 +6,7 @@ import warnings
 
 from kernels import _commands as _commands  # first: it minds Ctrl-C while torch is imported
 from kernels.backends import BackendUnavailable, backend_report
-from kernels.fuse import FuseReport, fuse
+from kernels.fusing import FuseReport, fuse
 from kernels.memory import keep_freed_memory
 from kernels.nce import PatchNCELoss, hdce_weight, monce_log_weight, patch_nce_loss, semantic_relation_loss
 from kernels.norm import (

@@ -30,7 +30,7 @@ import torch
 
 from kernels._cache import LIBRARY, Build, BuildError, cache_root, keep, locked, say, whole_build
 
-ROOMS = ("norm", "nce", "patches", "resample", "sinkhorn")  # each has ROOM.cpp, without torch, and bind_ROOM.cpp
+ROOMS = ("norm", "nce", "patches", "resample", "sinkhorn")  # each has ROOM/ROOM.cpp, without torch, and ROOM/bind.cpp
 
 # ffp-contract lets a * b + c become one fused multiply-add; NaN and infinity keep their meaning (no -ffast-math).
 _COMMON = "-O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -w".split()
@@ -71,7 +71,14 @@ def _paths(compiler: list[str]) -> str:
     include = [f"-I{torch_dir / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
     library = [f"-L{torch_dir / 'lib'}", f"-Wl,-rpath,{torch_dir / 'lib'}"]
     sources = str(SOURCES).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-    named = {"cxx": _words(compiler), "headers": _words(include), "torch": _words(library), "sources": sources}
+    own = _words([f"-I{SOURCES}"])
+    named = {
+        "own": own,
+        "cxx": _words(compiler),
+        "headers": _words(include),
+        "torch": _words(library),
+        "sources": sources,
+    }
     return "".join(f"{name} = {value}\n" for name, value in named.items())
 
 
@@ -84,8 +91,8 @@ def _rules() -> str:
     if sys.platform == "darwin":
         libraries += ["-undefined", "dynamic_lookup"]
     out = [
-        "rule bind\n  command = $cxx $flags $headers -c $in -o $out",
-        "rule compile\n  command = $cxx $flags -c $in -o $out",
+        "rule bind\n  command = $cxx $flags $own $headers -c $in -o $out",
+        "rule compile\n  command = $cxx $flags $own -c $in -o $out",
         f"rule link\n  command = $cxx -shared $in -o $out $torch {_words(libraries)}",
     ]
     objects = []
@@ -94,24 +101,30 @@ def _rules() -> str:
         out.append(f"build {name}.o: {rule} $sources/{source}.cpp\n  flags = {_words(flags)}")
         objects.append(f"{name}.o")
 
-    for source in ("binding", *(f"bind_{room}" for room in ROOMS)):
-        compile("bind", source, source, binding)
+    compile("bind", "common/binding", "binding", binding)
+    for room in ROOMS:
+        compile("bind", f"{room}/bind", f"{room}_bind", binding)
     for name, flags in LEVELS.items():
         for room in ROOMS:
-            compile("compile", room, f"{room}_{name}", ["-std=c++17", *_COMMON, f"-DKERNELS_ISA=isa_{name}", *flags])
+            compile(
+                "compile",
+                f"{room}/{room}",
+                f"{room}_{name}",
+                ["-std=c++17", *_COMMON, f"-DKERNELS_ISA=isa_{name}", *flags],
+            )
     out.append(f"build {LIBRARY}: link {' '.join(objects)}")
     return "\n".join(out) + "\n"
 
 
 def _key() -> str:
-    if not (SOURCES / "norm.cpp").exists():
+    if not (SOURCES / "norm" / "norm.cpp").exists():
         raise BuildError(f"the C++ sources are not at {SOURCES}: this installation is incomplete")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")  # Python's version, its binary interface, the machine
     digest = hashlib.sha256()
     for text in (_rules(), sys.platform, platform.machine(), suffix, torch.__version__, torch.version.git_version):
         digest.update(str(text).encode() + b"\0")
-    for source in sorted(p for p in SOURCES.iterdir() if p.suffix in (".cpp", ".h")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for source in sorted(p for p in SOURCES.rglob("*") if p.suffix in (".cpp", ".h")):
+        digest.update(source.relative_to(SOURCES).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()[:20]
 
 

@@ -122,7 +122,7 @@ def selected_isa() -> str:
     return str(_selected)
 
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of csrc/cpu/parallel.h
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DType of csrc/cpu/common/parallel.h
 
 
 def pointer(t: torch.Tensor | None) -> int:

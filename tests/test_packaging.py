@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {p.name for p in (ROOT / "csrc" / "cpu").rglob("*") if p.suffix in (".h", ".cpp")}
+CSRC = ROOT / "csrc" / "cpu"
+SOURCES = {p.relative_to(CSRC).as_posix() for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp")}
 
 USE = """
 import sys, torch, fused_i2i, kernels
@@ -53,7 +54,8 @@ def test_a_wheel_runs_the_cpp_operators_from_anywhere(source, tmp_path):
     (wheel,) = (tmp_path / "wheel").iterdir()
     target = tmp_path / "site"
     run(*pip, "install", "--no-deps", "--target", target, wheel, cwd=tmp_path)
-    assert {p.name for p in (target / "kernels" / "_csrc" / "cpu").rglob("*") if p.is_file()} == SOURCES
+    installed = target / "kernels" / "_csrc" / "cpu"
+    assert {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()} == SOURCES
     assert not (target / "benchmarks").exists()
     assert all((target / name / "py.typed").exists() for name in ("kernels", "i2i", "fused_i2i"))
     used = run("-c", USE, cwd=tmp_path, PYTHONPATH=str(target)).splitlines()[-1]
@@ -74,5 +76,5 @@ def test_an_sdist_holds_the_cpp_sources(source, tmp_path):
     run("-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})", cwd=source)
     (archive,) = tmp_path.iterdir()
     with tarfile.open(archive) as held:
-        names = {Path(n).name for n in held.getnames() if "/csrc/cpu/" in n}
+        names = {n.partition("/csrc/cpu/")[2] for n in held.getnames() if "/csrc/cpu/" in n}
     assert SOURCES <= names

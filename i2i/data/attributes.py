@@ -13,10 +13,10 @@ from torch import Tensor
 
 from i2i.data.folders import inspect_all
 from i2i.data.images import UNREADABLE, one_line, read_image, require_channels, to_tensor
+from i2i.data.labels import Label
 from i2i.data.listing import passed_over, tell, walk
 from i2i.data.preprocess import resize
 from i2i.errors import UsageError
-from i2i.labels import Label
 from i2i.texts import read_text
 
 Entries = list[tuple[Path, Label]]

@@ -12,9 +12,9 @@ from i2i.data.labelled import LABELLED_MODES, open_labelled
 from i2i.data.layouts import Aligned, Dataset, Layout, SingleFolder, SingleImage, Unaligned
 from i2i.data.listing import tell
 from i2i.data.preprocess import ImageOptions
+from i2i.data.samples.photographs import SamplePhotographs
 from i2i.data.sizes import check_sizes
 from i2i.errors import UsageError
-from i2i.samples import SamplePhotographs
 
 DATASET_MODES = ("unaligned", "aligned", "single", "singleimage")
 

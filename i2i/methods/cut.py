@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import kernels
 from i2i.config import NetworkConfig
 from i2i.errors import UsageError
-from i2i.losses import GANLoss, discriminator_loss, wide
 from i2i.methods.base import Method, frozen
+from i2i.methods.losses import GANLoss, discriminator_loss, wide
 from i2i.methods.negatives import ExternalNegatives
 from i2i.networks import (
     NCE_LAYERS,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from i2i.config import NetworkConfig
-from i2i.losses import GANLoss, discriminator_loss, l1_loss
 from i2i.methods.base import Method, frozen
+from i2i.methods.image_pool import ImagePool
+from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss
 from i2i.networks import discriminator, generator, init_weights, size_multiple
-from i2i.pool import ImagePool
 
 
 @dataclass

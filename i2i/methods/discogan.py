@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from i2i.config import Config
 from i2i.errors import UsageError
-from i2i.losses import wide
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
+from i2i.methods.losses import wide
 from i2i.networks.discogan import DiscoGANDiscriminator, DiscoGANGenerator
 
 SIDE = 64  # pixels; the discriminator's last convolution spans an image of this size

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2i.labels import BATCH, GROUP
-from i2i.losses import wide
+from i2i.data.labels import BATCH, GROUP
+from i2i.methods.losses import wide
 from i2i.methods.stargan import StarGAN, StarGANConfig
 from i2i.networks.stargan import MatchGANDiscriminator, MatchGANGenerator
 

@@ -35,8 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2i.losses import wide
 from i2i.methods.cyclegan import CycleGAN, CycleGANConfig
+from i2i.methods.losses import wide
 from i2i.networks.init import init_weights
 from i2i.networks.opgan import SiameseNetwork
 

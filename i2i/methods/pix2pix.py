@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from i2i.losses import GANLoss, discriminator_loss, l1_loss
 from i2i.methods.base import Method, frozen
 from i2i.methods.cyclegan import TranslatorConfig
+from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from i2i.losses import image_gradient, wide
 from i2i.methods.cut import CUT, CUTConfig, Keys
+from i2i.methods.losses import image_gradient, wide
 
 
 @dataclass

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import kernels
+from i2i.data.labels import LabelSpace
 from i2i.errors import UsageError
-from i2i.labels import LabelSpace
 
 State = Mapping[str, Tensor]
 

@@ -1,6 +1,6 @@
 """What the device code of the norm family (triton_forward.py, triton_backward.py) is made of.
 
-Formulas and signs are those of csrc/cpu/norm_lines.h; grids: launch_triton.py.
+Formulas and signs are those of csrc/cpu/norm/lines.h; grids: launch_triton.py.
 
 One tile is [BLOCK_C planes, BLOCK_L positions], and position `pos` of plane (n, c) stands at
 

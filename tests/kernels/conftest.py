@@ -1,7 +1,8 @@
-import numpy as np
+import importlib.util
+
 import pytest
 import torch
-from numerics import LEVELS
+from support.numerics import LEVELS
 from torch.utils._device import _device_constructors
 
 from kernels import _native, backends
@@ -9,16 +10,34 @@ from kernels import _native, backends
 # torch collects its constructors once, for default devices: before `poisoned` puts others in their place
 _device_constructors()
 
-if backends.interpreting():
-    from triton.runtime import interpreter
 
-    def create_dot(self, a, b, d, *precision):
-        """Exact, rounded once. numpy's float32 product rounds as the BLAS of the machine does: on one with AVX2 kernels
-        six times as far from float64 as torch's. These cases are about the kernels around it."""
-        exact = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64)) + d.data
-        return interpreter.TensorHandle(exact.astype(d.data.dtype), d.dtype.scalar)
+def is_triton(path):
+    """A file of cases that run Triton's kernels, in the interpreter or on a GPU."""
+    return path.name.startswith("test_triton") and not path.name.endswith("_offline.py")
 
-    interpreter.InterpreterBuilder.create_dot = create_dot
+
+def pytest_ignore_collect(collection_path):
+    return True if is_triton(collection_path) and importlib.util.find_spec("triton") is None else None
+
+
+def why_not_triton():
+    if backends.interpreting():
+        from support import interpreter
+
+        return interpreter.why_not()
+    return "" if torch.cuda.is_available() else "wants TRITON_INTERPRET=1 or a CUDA device"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items):
+    cases = [item for item in items if is_triton(item.path)]
+    why = why_not_triton() if cases else ""
+    for item in cases:
+        item.add_marker("triton")
+        if why:
+            item.add_marker(pytest.mark.skip(reason=why))
+        elif not backends.interpreting():
+            item.add_marker("gpu")
 
 
 @pytest.fixture(params=LEVELS or ["no native build"])

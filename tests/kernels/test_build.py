@@ -104,9 +104,9 @@ def test_two_checkouts_share_a_build_and_other_sources_do_not(place, monkeypatch
     monkeypatch.setattr(_build, "SOURCES", copy)
     (copy / ".norm.cpp.swp").write_text("an editor's")
     assert _build._key() == key
-    (copy / "norm.h").write_text((copy / "norm.h").read_text() + "\n")
+    (copy / "norm" / "norm.h").write_text((copy / "norm" / "norm.h").read_text() + "\n")
     assert _build._key() != key
-    (copy / "norm.cpp").unlink()
+    (copy / "norm" / "norm.cpp").unlink()
     with pytest.raises(BuildError, match="the C\\+\\+ sources are not at .*another checkout"):
         _build.find_or_build()
 

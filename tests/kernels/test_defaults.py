@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from defaults_cases import CASES, DEFAULTS, MODULES, X, check, defaults
+from support.defaults_cases import CASES, DEFAULTS, MODULES, X, check, defaults
 
 import kernels
 

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from guard_cases import CASES, NO_IMPL, Case, Wrapped, near
+from support.guard_cases import CASES, NO_IMPL, Case, Wrapped, near
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -53,7 +53,7 @@ def moved(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor]:
 @pytest.mark.parametrize("kind", ["fake", "wrapped"])
 def test_tensors_without_memory_take_the_reference(kind):
     """In a process of its own: without the guard it dies of a segmentation fault."""
-    program = Path(__file__).with_name("guard_cases.py")
+    program = Path(__file__).parents[1] / "support/guard_cases.py"
     done = subprocess.run([sys.executable, program, kind], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 

@@ -3,7 +3,7 @@ nothing depends on the caller's autocast."""
 
 import pytest
 import torch
-from map_cases import (
+from support.map_cases import (
     EMPTY,
     LAYOUTS,
     OPERATORS,

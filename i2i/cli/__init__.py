@@ -1,0 +1,1 @@
+"""Command lines: arguments in, printing out; what they do is in the other packages."""

@@ -1,0 +1,146 @@
+"""What the triton patches kernels must compute, in triton's interpreter (TRITON_INTERPRET=1) or on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.patches_cases import LAYOUTS, SIZES, check_gradient, exact, in_layout, randn, some_ids
+from support.triton_numerics import DEVICE
+
+import kernels
+from kernels import backends
+from kernels._layout import is_channels_last
+from kernels.patches import launch_triton
+from kernels.patches.spec import form_of
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [case for case in SIZES if case[1] < 300] + [((1, 5, 11, 13), 150)]
+
+pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
+
+
+def maps_of(dtype, layout):
+    return [in_layout(randn(*s, dtype=dtype, seed=i, device=DEVICE), layout) for i, (s, _) in enumerate(SIZES)]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """(name of the kernel, maps) of every launch so far."""
+    found = []
+    run = launch_triton._run
+
+    def record(kernel, programs, warps, maps, *args, **constants):
+        found.append((kernel.__name__, len(maps)))
+        run(kernel, programs, warps, maps, *args, **constants)
+
+    monkeypatch.setattr(launch_triton, "_run", record)
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_and_gradients(dtype, layout, launched):
+    maps = [x.requires_grad_() for x in maps_of(dtype, layout)]
+    ids = [some_ids(x, count) for x, (_, count) in zip(maps, SIZES)]
+    patches, _ = kernels.sample_patches(maps, ids=ids, impl="triton")
+    grads = [randn(*rows.shape, dtype=dtype, seed=9, device=DEVICE) for rows in patches]
+    found = torch.autograd.grad(patches, maps, grads)
+    assert launched == [("gather", len(maps)), ("scatter", len(maps))]
+    # the interpreter cuts float32 to bfloat16 instead of rounding it
+    roundings = 1.0 if dtype == torch.bfloat16 and backends.interpreting() else 0.5
+    for x, at, rows, grad, dx in zip(maps, ids, patches, grads, found):
+        want, want_dx = exact(x, at, grad)
+        assert rows.dtype == dtype and torch.equal(rows.double(), want)
+        check_gradient(dx, want_dx, x, roundings)
+        assert is_channels_last(dx) == is_channels_last(x)
+        last = "channels_last" if is_channels_last(x) else ""
+        total = in_layout(randn(*x.shape, dtype=dtype, seed=5, device=DEVICE), last)
+        sum_ = total.double() + want_dx
+        launch_triton.add(total, grad, at)
+        check_gradient(total, sum_, x, roundings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_drawn_positions(dtype, launched):
+    """Those of a draw come once each: the kernel that does not look for repetitions."""
+    maps = [x.requires_grad_() for x in maps_of(dtype, "contiguous")[:3]]
+    generator = torch.Generator().manual_seed(3)  # on the host, whatever the maps' device
+    patches, ids = kernels.sample_patches(maps, 20, generator=generator, impl="triton")
+    grads = [randn(*rows.shape, dtype=dtype, seed=2, device=DEVICE) for rows in patches]
+    for x, at, rows, grad, dx in zip(maps, ids, patches, grads, torch.autograd.grad(patches, maps, grads)):
+        assert at.device == x.device
+        want, want_dx = exact(x, at, grad)
+        assert torch.equal(rows.double(), want) and torch.equal(dx.double(), want_dx)
+
+
+def test_more_maps_than_a_launch_takes_and_several_dtypes(launched):
+    maps = [randn(1, 3, 4, 5, seed=i, device=DEVICE).requires_grad_() for i in range(11)]
+    maps += [randn(1, 3, 4, 5, dtype=torch.bfloat16, device=DEVICE).requires_grad_()]
+    patches, ids = kernels.sample_patches(maps, 7, impl="triton")
+    assert launched == [("gather", 8), ("gather", 3), ("gather", 1)]
+    grads = torch.autograd.grad([rows.sum() for rows in patches], maps)
+    for x, at, rows, dx in zip(maps, ids, patches, grads):
+        want, want_dx = exact(x, at, torch.ones_like(rows))
+        assert torch.equal(rows.double(), want) and torch.equal(dx.double(), want_dx)
+
+
+@pytest.mark.parametrize("size", [(2, 5, 40), (2, 5, 3, 4, 5)])
+@pytest.mark.parametrize("last", [False, True])
+def test_other_numbers_of_dimensions(size, last):
+    x = randn(*size, device=DEVICE)
+    x = (x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x).requires_grad_()
+    ids = torch.tensor([0, 7, 7, 21], device=DEVICE)
+    (rows,), _ = kernels.sample_patches([x], ids=[ids], impl="triton")
+    (dx,) = torch.autograd.grad(rows.sum(), x)
+    want, want_dx = exact(x, ids, torch.ones_like(rows))
+    assert torch.equal(rows.double(), want) and torch.equal(dx.double(), want_dx) and dx.stride() == x.stride()
+
+
+def test_positions_outside_read_and_write_nothing():
+    x, ids = randn(1, 5, 4, 4, device=DEVICE), torch.tensor([3, 16, -1, 1 << 40, 15], device=DEVICE)
+    (rows,) = launch_triton.forward([x], [ids])
+    assert rows.isnan().all(2).tolist() == [[False, True, True, True, False]]
+    grad = torch.ones(1, 5, 5, device=DEVICE)
+    (dx,) = launch_triton.backward([grad], [ids], [form_of(x)], False)
+    want = torch.zeros(16, device=DEVICE)
+    want[3] = want[15] = 1
+    assert torch.equal(dx.flatten(2), want.expand(1, 5, 16))
+
+
+def test_rows_of_infinity_stay_where_they_are():
+    grad = torch.zeros(1, 3, 2, device=DEVICE)
+    grad[0, 1] = float("inf")
+    form = form_of(torch.zeros(1, 2, 2, 2))
+    (dx,) = launch_triton.backward([grad], [torch.tensor([0, 2, 0], device=DEVICE)], [form], False)
+    assert torch.isinf(dx).sum() == 2 and not dx.isnan().any()
+
+
+def test_repeats_are_summed_in_their_order():
+    """Bit for bit what adding one after the other in float32 gives, across all tiles of patches."""
+    x, ids = randn(1, 3, 3, 3, device=DEVICE), some_ids(randn(1, 3, 3, 3, device=DEVICE), 150)
+    grad = randn(1, 150, 3, seed=4, device=DEVICE)
+    (dx,) = launch_triton.backward([grad], [ids], [form_of(x)], False)
+    want = torch.zeros(3, 9, device=DEVICE)
+    for p, at in enumerate(ids.tolist()):
+        want[:, at] += grad[0, p]
+    assert torch.equal(dx.view(3, 9), want)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_tap(shared, launched):
+    x = randn(2, 5, 6, 6, device=DEVICE).requires_grad_()
+    ids = torch.tensor([3, 3, 35, 0], device=DEVICE)
+    t, rows = kernels.tap_patches(x * 1.0, ids, impl="triton")
+    total = (t + x * 2.0 if shared else t * 3.0).square().sum() + rows.square().sum()
+    (dx,) = torch.autograd.grad(total, x)
+    assert [name for name, _ in launched] == ["gather", "scatter"]
+    _, spread = exact(x, ids, 2 * rows.detach())
+    torch.testing.assert_close(dx.double(), 18 * x.detach().double() + spread, rtol=1e-5, atol=1e-5)
+
+
+def test_empty():
+    maps = [torch.zeros(0, 3, 4, 4, device=DEVICE), torch.zeros(2, 0, 4, 4, device=DEVICE)]
+    maps = [x.requires_grad_() for x in maps]
+    patches, _ = kernels.sample_patches(maps, 5, impl="triton")
+    for x, dx in zip(maps, torch.autograd.grad(sum(rows.sum() for rows in patches), maps)):
+        assert dx.shape == x.shape
