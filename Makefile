@@ -1,12 +1,14 @@
-# `make demo`: everything from nothing to the main job. `make test`: everything from nothing to the tests, slow and GPU
-# ones left out.
-# Both make .venv with the torch that the committed figures were measured with; TORCH=torch takes the newest.
+# `make demo`: everything from nothing to the main job. `make check`: the quick tier of the tests, for every edit.
+# `make test`: all tests but the slow ones and those that need a GPU.
+# All make .venv with the torch that the committed figures were measured with; TORCH=torch takes the newest.
 BASE ?= python3
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 TORCH ?= torch==2.13.0
+# two workers of one thread each; the machine's cores are theirs
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
 
-.PHONY: demo test install bench
+.PHONY: demo check test lint types install bench
 
 install: $(VENV)/.installed
 
@@ -20,11 +22,19 @@ demo: install
 	$(PYTHON) -m benchmarks
 	$(PYTHON) -m i2i train
 
-test: install
+lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --at-least 3000
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(PYTHON) -m pytest -n 2 -m "triton and not slow" --at-least 685 tests/kernels
+
+types: install
+	$(PYTHON) -m basedpyright
+
+check: lint
+	KERNELS_TEST_ISA=best $(PYTEST) -m "not long and not slow" --at-least 3000
+
+test: lint
+	$(PYTEST) --dist loadfile --at-least 4000
+	TRITON_INTERPRET=1 $(PYTEST) -m "triton and not slow" --at-least 685 tests/kernels
 
 bench: install
 	$(PYTHON) -m benchmarks --full

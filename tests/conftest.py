@@ -1,4 +1,6 @@
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +8,26 @@ pytest.register_assert_rewrite("support")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit it, and tests interrupt them
+
+
+# `make check` runs what is not long: operators against the oracle, arguments, data, options, networks.
+TESTS = Path(__file__).parent
+QUICK = tuple(TESTS / folder for folder in ("kernels", "i2i/data", "i2i/networks", "i2i/cli"))
+LONG_FILES = re.compile("test_(build|environment|guard|.*_offline).py")  # that compile, start processes or trace
+LONG_NAMES = re.compile("compil|export|onnx")
+
+
+def is_long(item):
+    if not any(folder in item.path.parents for folder in QUICK) or LONG_FILES.fullmatch(item.path.name):
+        return True
+    return LONG_NAMES.search(item.originalname) is not None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_long(item):
+            item.add_marker("long")
 
 
 def pytest_addoption(parser):

@@ -17,8 +17,9 @@ X = torch.zeros(2, 4, 6, 5)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("plane", [(1, 1), (5, 9), (8, 12)], ids=str)
 def test_reference_is_the_published_form(case, plane):
-    x = planes(case, 2, 3, *plane, torch.float64).requires_grad_()
+    x = planes(case, 2, 3, *plane, torch.float64)
     torch.testing.assert_close(case.ours(x), case.published(x), rtol=1e-13, atol=1e-13)
+    x = x[1:, :2].clone().requires_grad_()  # two planes: numeric derivatives cost the square of the size
     assert torch.autograd.gradcheck(case.ours, x)
     assert torch.autograd.gradgradcheck(case.ours, x)
 
