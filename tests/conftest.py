@@ -6,8 +6,11 @@ import pytest
 
 pytest.register_assert_rewrite("support")
 
+# Children inherit an ignored signal, and tests send them these.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit it, and tests interrupt them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup starts its command
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # `make check` runs what is not long: operators against the oracle, arguments, data, options, networks.
