@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 import kernels
+from i2i import distributed
 from i2i.cli import options
 from i2i.config import Config
 from i2i.devices import check_impl, choose_device
@@ -25,7 +26,7 @@ from i2i.errors import NotSaved, TrainingDiverged, UsageError
 from i2i.inference import export, translate
 from i2i.inference import metrics as evaluate
 from i2i.methods import METHODS, check_method
-from i2i.training import checkpoint, distributed, resuming
+from i2i.training import checkpoint, resuming
 from i2i.training.loop import Result, say, train
 from kernels import _commands
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from i2i import distributed
 from i2i.config import Config
 from i2i.data.attributes import (
     PARTITION,
@@ -27,7 +28,6 @@ from i2i.data.labels import BATCH, GROUP, Label, LabelSpace
 from i2i.data.listing import tell
 from i2i.data.samples.attributes import SampleAttributes
 from i2i.errors import UsageError
-from i2i.training import distributed
 
 LABELLED_MODES = ("attributes", "few_labels")
 

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from i2i import distributed
 from i2i.data.formats import EXTENSIONS
 from i2i.errors import UsageError
 from i2i.texts import read_text
-from i2i.training import distributed
 
 # Of Windows, macOS, and the NAS systems of Synology and QNAP; in lower case. Their thumbnails are pictures, too.
 SYSTEM_NAMES = {

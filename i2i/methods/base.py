@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from i2i import distributed
 from i2i.config import Config
-from i2i.training import distributed
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

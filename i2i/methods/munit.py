@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from i2i import distributed
 from i2i.config import Config
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
@@ -16,7 +17,6 @@ from i2i.methods.losses import GANLoss
 from i2i.networks import init_weights
 from i2i.networks.munit import MunitDiscriminator, MunitGenerator, MunitTranslator, sample_styles
 from i2i.networks.vgg import Vgg16, load_vgg16, normalised_distance
-from i2i.training import distributed
 
 GAN_MODES = {"lsgan": "lsgan", "nsgan": "vanilla"}  # published names -> GANLoss
 WEIGHTS = {  # loss -> field of the configuration

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from i2i import distributed
 from i2i.config import Config
 from i2i.errors import TrainingDiverged, UsageError
 from i2i.files import read_tensors, save_tensors
 from i2i.methods import METHODS, Method
-from i2i.training import distributed
 from i2i.training.schedule import Schedule
 
 NAME = "checkpoint.pt"

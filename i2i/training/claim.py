@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from i2i import distributed
 from i2i.errors import UsageError
 from i2i.files import make_folder
-from i2i.training import checkpoint, distributed, resuming
+from i2i.training import checkpoint, resuming
 
 try:
     import fcntl

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from i2i import distributed
 from i2i.config import Config
 from i2i.data import Dataset, batches, open_training_data
 from i2i.errors import NotSaved, TrainingDiverged, UsageError
 from i2i.inference.weights import save_published
 from i2i.methods import METHODS, Method, check_method
-from i2i.training import checkpoint, distributed, init_from, resuming
+from i2i.training import checkpoint, init_from, resuming
 from i2i.training.claim import claimed
 from i2i.training.pictures import plot_losses, save_grid
 from i2i.training.progress import LossLog, ProgressBar, StopRequest

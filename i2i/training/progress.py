@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from i2i import distributed
 from i2i.errors import TrainingDiverged, UsageError
 from i2i.files import replacing
-from i2i.training import distributed
 
 HANG_UP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # of a closed terminal
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 import kernels
+from i2i import distributed
 from i2i.config import Config
 from i2i.data import Dataset
 from i2i.errors import UsageError
-from i2i.training import checkpoint, distributed
+from i2i.training import checkpoint
 
 # May be given anew with resume: nothing of what was computed depends on them. Of data, its place may change.
 RESUMABLE = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
+from i2i import distributed
 from i2i.config import Config
-from i2i.training import distributed
 
 
 def scheduler(optimizer: Optimizer, config: Config) -> lr_scheduler.LRScheduler:

@@ -4,8 +4,8 @@ import sys
 
 import torch
 
+from i2i import distributed
 from i2i.__main__ import main
-from i2i.training import distributed
 from i2i.training.loop import Run
 
 go = Run.go

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from i2i import distributed
 from i2i.errors import UsageError
 from i2i.methods.munit import MUNIT, MUNITConfig
 from i2i.networks import vgg
-from i2i.training import checkpoint, distributed
+from i2i.training import checkpoint
 from i2i.training.schedule import Schedule
 
 TINY = {"crop_size": 32, "load_size": 32, "ngf": 4, "ndf": 4, "n_res": 1, "mlp_dim": 16, "num_scales": 2}

@@ -13,12 +13,12 @@ import torch
 from support.tiny_runs import ROOT, TINY, arguments, losses, same
 
 import kernels
-from i2i import NotSaved
+from i2i import NotSaved, distributed
 from i2i.__main__ import DEFECT, explain, main
 from i2i.devices import choose_device
 from i2i.errors import UsageError
 from i2i.methods.cut import CUT, CUTConfig
-from i2i.training import checkpoint, distributed
+from i2i.training import checkpoint
 from i2i.training.loop import train
 from i2i.training.progress import LossLog, ProgressBar, StopRequest
 

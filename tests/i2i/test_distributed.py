@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 CHILD = ROOT / "tests/support/train_child.py"
 TINY = ["crop_size=32", "ngf=4", "ndf=4", "sample_every=100", "n_epochs=1", "n_epochs_decay=0"]
 METHODS = {
