@@ -23,6 +23,7 @@ from i2i.cli import options
 from i2i.config import Config
 from i2i.devices import check_impl, choose_device
 from i2i.errors import NotSaved, TrainingDiverged, UsageError
+from i2i.files import CHECKPOINT
 from i2i.inference import export, translate
 from i2i.inference import metrics as evaluate
 from i2i.methods import METHODS, check_method
@@ -145,9 +146,9 @@ def resume(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config,
         raise UsageError("--resume writes into the folder of the run it resumes; leave --output out")
     run = Path(command["resume"])
     folder = run if run.is_dir() else run.parent
-    if run.is_file() and run.name != checkpoint.NAME:
+    if run.is_file() and run.name != CHECKPOINT:
         raise UsageError(
-            f"{run}: a run goes on from the {checkpoint.NAME} of its folder; to go back to another one, put it into a "
+            f"{run}: a run goes on from the {CHECKPOINT} of its folder; to go back to another one, put it into a "
             "folder of its own under that name"
         )
     state = checkpoint.read(run)

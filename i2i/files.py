@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and reading those of others."""
+"""Files: written whole or not at all; and reading those of others, whatever wrote them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ import torch
 
 from i2i.errors import UsageError
 
+CHECKPOINT = "checkpoint.pt"  # of a run, in its folder
+CHECKPOINT_FORMAT = 2
 STAND_INS = 100  # classes of others that one file may name
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+OTHER_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+# A line of the published train_opt.txt: name, value, and the default if that is another.
+PUBLISHED_LINE = re.compile(r"\s*(\w+): (.*?)\s*(?:\t\[default: .*\])?")
 
 
 @contextmanager
@@ -186,3 +197,30 @@ def _read_safetensors(path: Path) -> Any:
         return load_file(path)
     except Exception as error:
         raise UsageError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a UTF-8 file, without the byte order mark that Windows puts before it, lines ended by "\\n" alone.
+
+    errors: as of `bytes.decode`. UsageError for UTF-16 and UTF-32, by that name; UnicodeDecodeError for other bytes.
+    """
+    data = path.read_bytes()
+    for mark, name in OTHER_MARKS.items():
+        if data.startswith(mark):
+            raise UsageError(f"{path} is written in {name}: save it as UTF-8")
+    # Without a mark, every other byte of Latin text is 0 in UTF-16, and none ever is in UTF-8.
+    if data[:2].count(0) == 1 and data[:64][data.index(0) % 2 :: 2].strip(b"\0") == b"":
+        raise UsageError(f"{path} is written in UTF-16: save it as UTF-8")
+    return data.decode("utf-8-sig", errors).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def published_options(path: Path) -> dict[str, str]:
+    """Names, in lower case, and values in a file that the published code printed its options to; {} if it is none."""
+    try:
+        first, *lines = read_text(path).splitlines() or [""]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    if not re.fullmatch(r"-+ Options -+", first.strip()):
+        return {}
+    matches = (PUBLISHED_LINE.fullmatch(line) for line in lines)
+    return {match[1].lower(): match[2] for match in matches if match and match[2] not in ("", "None")}

@@ -19,7 +19,7 @@ import yaml
 
 from i2i.config import Config, suggestion
 from i2i.errors import UsageError
-from i2i.texts import read_text
+from i2i.files import CHECKPOINT, published_options, read_text
 
 # Published names whose meaning is one field under another name.
 ALIASES = {
@@ -77,10 +77,7 @@ WITHOUT_MEANING = {
 }
 PATHS = ("data", "init_from")  # one or several; a path may contain a comma
 UNLIMITED = ("inf", "infinity", "float('inf')")  # published max_dataset_size
-# A line of the published train_opt.txt: name, value, and the default if that is another.
-PUBLISHED_LINE = re.compile(r"\s*(\w+): (.*?)\s*(?:\t\[default: .*\])?")
-# What such a file says of the run that wrote it, and not of the next.
-CHECKPOINT = "checkpoint.pt"
+# What a published train_opt.txt says of the run that wrote it, and not of the next.
 OF_THAT_RUN = {"name", "checkpoints_dir", "continue_train", "gpu_ids", "istrain", "load_iter", "suffix", "opt_file"}
 
 
@@ -130,18 +127,6 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UsageError(f"config {path} must hold lines `name: value`")
     return {name.lower().replace("-", "_"): value for name, value in values.items()}
-
-
-def published_options(path: Path) -> dict[str, str]:
-    """Names, in lower case, and values in a file that the published code printed its options to; {} if it is none."""
-    try:
-        first, *lines = read_text(path).splitlines() or [""]
-    except (OSError, UnicodeDecodeError):
-        return {}
-    if not re.fullmatch(r"-+ Options -+", first.strip()):
-        return {}
-    matches = (PUBLISHED_LINE.fullmatch(line) for line in lines)
-    return {match[1].lower(): match[2] for match in matches if match and match[2] not in ("", "None")}
 
 
 def from_published(path: Path, published: dict[str, str]) -> dict[str, Any]:

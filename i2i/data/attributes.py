@@ -17,7 +17,7 @@ from i2i.data.labels import Label
 from i2i.data.listing import passed_over, tell, walk
 from i2i.data.preprocess import resize
 from i2i.errors import UsageError
-from i2i.texts import read_text
+from i2i.files import read_text
 
 Entries = list[tuple[Path, Label]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from i2i import distributed
 from i2i.data.formats import EXTENSIONS
 from i2i.errors import UsageError
-from i2i.texts import read_text
+from i2i.files import read_text
 
 # Of Windows, macOS, and the NAS systems of Synology and QNAP; in lower case. Their thumbnails are pictures, too.
 SYSTEM_NAMES = {

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from i2i.cli.options import published_options
 from i2i.errors import UsageError
-from i2i.files import read_tensors, refuse_pickled
+from i2i.files import CHECKPOINT, CHECKPOINT_FORMAT, published_options, read_tensors, refuse_pickled
 from i2i.networks.recognise import RECOGNISERS, State
-from i2i.training.checkpoint import FORMAT, NAME
 
 # Under which a file of others may hold what it is about, best first: BasicSR's, timm's, Lightning's, anyone's. Averages
 # come first, as they do of checkpoints of i2i.
@@ -54,8 +52,8 @@ def files_in(folder: Path, averages: bool) -> dict[str, Path]:
 
     UsageError: none, or several numbers and no "latest".
     """
-    if (folder / NAME).is_file():
-        return {"": folder / NAME}
+    if (folder / CHECKPOINT).is_file():
+        return {"": folder / CHECKPOINT}
     groups: dict[str, dict[tuple[str, bool], Path]] = {}
     for path in sorted(folder.iterdir()):
         match = next(filter(None, (pattern.fullmatch(path.name) for pattern in PATTERNS)), None)
@@ -64,11 +62,13 @@ def files_in(folder: Path, averages: bool) -> dict[str, Path]:
             groups.setdefault(match["prefix"], {})[match["name"], average] = path
     if not groups:
         weights = (p.name for p in sorted(folder.iterdir()) if p.suffix in (".pth", ".pt", ".ckpt", ".safetensors"))
-        raise UsageError(f"{folder}: neither {NAME} nor latest_net_G.pth in it; there is {_listed(weights)}")
+        raise UsageError(f"{folder}: neither {CHECKPOINT} nor latest_net_G.pth in it; there is {_listed(weights)}")
     if "latest" not in groups and len(groups) > 1:
         newest = sorted(groups, key=lambda prefix: (len(prefix) if prefix.isdigit() else 0, prefix))
         files = (path.name for prefix in newest[::-1] for path in groups[prefix].values())
-        raise UsageError(f"{folder}: no {NAME} and no latest_net_G.pth in it; name one of its files: {_listed(files)}")
+        raise UsageError(
+            f"{folder}: no {CHECKPOINT} and no latest_net_G.pth in it; name one of its files: {_listed(files)}"
+        )
     found = groups.get("latest") or next(iter(groups.values()))
     names = dict.fromkeys(name for name, _ in found)
     return {name: found.get((name, averages), found.get((name, not averages))) for name in names}
@@ -88,7 +88,7 @@ def networks_in(path: Path, averages: bool) -> dict[str, Weights]:
     if {"state", "param_groups"} <= set(content):
         raise UsageError(f"{path}: the state of an optimizer, not of a network")
     if isinstance(content.get("networks"), Mapping) and "format" in content:
-        if content["format"] != FORMAT:
+        if content["format"] != CHECKPOINT_FORMAT:
             raise UsageError(f"{refuse} of this version (its keys begin with {_listed(content, 3)})")
         return _of_checkpoint(path, content, averages)
     states = _states(content, "", DEPTH)

@@ -11,12 +11,10 @@ import torch
 from i2i import distributed
 from i2i.config import Config
 from i2i.errors import TrainingDiverged, UsageError
-from i2i.files import read_tensors, save_tensors
+from i2i.files import CHECKPOINT, CHECKPOINT_FORMAT, read_tensors, save_tensors
 from i2i.methods import METHODS, Method
 from i2i.training.schedule import Schedule
 
-NAME = "checkpoint.pt"
-FORMAT = 2
 PARTS = {
     **{"config": dict, "step": int, "networks": dict, "ema": dict, "optimizers": dict, "schedule": dict},
     **{"scaler": dict, "processes": list},
@@ -35,7 +33,7 @@ def save(path: Path, model: Method, rates: Schedule, step: int, made_with: dict[
     if distributed.rank():
         return
     state = {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "method": model.name,
         "config": asdict(model.config),
         "step": step,
@@ -71,11 +69,11 @@ def own_state(model: Method) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint, tensors on the CPU. `path`: the file, or the folder of the run that wrote it."""
     if path.is_dir():
-        path = path / NAME
+        path = path / CHECKPOINT
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
     state = read_tensors(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT or state.get("method") not in METHODS:
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT or state.get("method") not in METHODS:
         raise UsageError(
             f"{path} is not a training checkpoint of this version of i2i; it has no state to resume from; "
             "name the folder of a run"

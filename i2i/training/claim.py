@@ -12,7 +12,7 @@ from typing import Any
 
 from i2i import distributed
 from i2i.errors import UsageError
-from i2i.files import make_folder
+from i2i.files import CHECKPOINT, make_folder
 from i2i.training import checkpoint, resuming
 
 try:
@@ -23,8 +23,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = "run.lock"
-WORK = (checkpoint.NAME, "*_net_*.pth", "losses.csv", "losses.png", "pictures/step_*.png", "tensorboard/*")
-BEGUN = (f"{checkpoint.NAME}.tmp", "*_net_*.pth.tmp", "losses.csv.tmp", "losses.png.tmp", "pictures/step_*.png.tmp")
+WORK = (CHECKPOINT, "*_net_*.pth", "losses.csv", "losses.png", "pictures/step_*.png", "tensorboard/*")
+BEGUN = (f"{CHECKPOINT}.tmp", "*_net_*.pth.tmp", "losses.csv.tmp", "losses.png.tmp", "pictures/step_*.png.tmp")
 
 
 @contextmanager
@@ -71,13 +71,13 @@ def _next(folder: Path, method: str) -> Path:
 
 
 def _refuse_to_overwrite(folder: Path, resume: dict[str, Any] | None) -> None:
-    if (folder / checkpoint.NAME).exists():
+    if (folder / CHECKPOINT).exists():
         if resume is None:
             raise UsageError(f"{folder} holds a run already: go on with --resume {folder}, or choose another --output")
         newest = checkpoint.read(folder)
         if resuming.identity(newest) != resuming.identity(resume):
             raise UsageError(
-                f"{folder / checkpoint.NAME} is of step {newest['step']} of {newest['method']}, and going on from "
+                f"{folder / CHECKPOINT} is of step {newest['step']} of {newest['method']}, and going on from "
                 f"step {resume['step']} of {resume['method']} would overwrite it: name another output"
             )
         return

@@ -16,6 +16,7 @@ from i2i import distributed
 from i2i.config import Config
 from i2i.data import Dataset, batches, open_training_data
 from i2i.errors import NotSaved, TrainingDiverged, UsageError
+from i2i.files import CHECKPOINT
 from i2i.inference.weights import save_published
 from i2i.methods import METHODS, Method, check_method
 from i2i.training import checkpoint, init_from, resuming
@@ -128,7 +129,7 @@ class Run:
         torch.manual_seed(self.config.seed + distributed.rank())
 
     def go(self, done: int) -> Result:
-        path = self.output / checkpoint.NAME
+        path = self.output / CHECKPOINT
         self.saved = done
         with self.writing(done):
             log = LossLog(self.output, done, self.config.tensorboard)

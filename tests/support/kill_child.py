@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import kernels
-from i2i.files import read_tensors
+from i2i.files import CHECKPOINT, read_tensors
 from i2i.methods.cut import CUTConfig
 from i2i.training import checkpoint
 from i2i.training.loop import train
@@ -50,7 +50,7 @@ def fork(run: Path, config: CUTConfig) -> int:
         log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        resume = checkpoint.read(run) if (run / checkpoint.NAME).exists() else None
+        resume = checkpoint.read(run) if (run / CHECKPOINT).exists() else None
         train("cut", config, run, resume=resume)
         status = 0
     except BaseException:
@@ -75,7 +75,7 @@ def writes(run: Path) -> list[str]:
 def kill(pid: int, run: Path, rng: random.Random) -> bool:
     """Kill the child: whenever, or in the n-th writing of a checkpoint, or of any file; each a third of the time. False
     if its run ended before."""
-    began, delay, half = time.monotonic(), rng.uniform(0, LONGEST), run / f"{checkpoint.NAME}.tmp"
+    began, delay, half = time.monotonic(), rng.uniform(0, LONGEST), run / f"{CHECKPOINT}.tmp"
     busy = rng.choice((None, half.exists, lambda: bool(writes(run))))
     wanted = rng.randint(1, 5) if busy == half.exists else rng.randint(1, 25) if busy else 0
     there = False
@@ -124,7 +124,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
                 done["kills"] += 1
                 for name in writes(run):
                     done["inside"][name] = done["inside"].get(name, 0) + 1
-                if not (run / checkpoint.NAME).exists():  # nothing to go on from
+                if not (run / CHECKPOINT).exists():  # nothing to go on from
                     done["without_checkpoint"] += 1
                     shutil.rmtree(run, ignore_errors=True)
                 continue

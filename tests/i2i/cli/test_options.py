@@ -7,6 +7,7 @@ import pytest
 from i2i.cli import options
 from i2i.config import Config, NetworkConfig, convert
 from i2i.errors import UsageError
+from i2i.files import published_options
 from i2i.methods import METHODS
 from i2i.methods.cut import CUTConfig
 
@@ -170,7 +171,7 @@ def test_a_published_train_opt_file(tmp_path, capsys):
     assert (config.data, config.ngf, config.lambda_nce) == (("./datasets/grumpy, cat",), 8, 5.0)
     assert (config.generator, config.feature_width, config.negatives) == ("resnet_6blocks", 128, "minibatch")
     assert (config.antialias_up, config.dropout, config.flip, config.max_dataset_size) == (False, False, True, 0)
-    assert options.published_options(tmp_path / "none.txt") == {}
+    assert published_options(tmp_path / "none.txt") == {}
 
 
 @pytest.mark.parametrize("line", ["--max_dataset_size inf", "max_dataset_size=Inf"])

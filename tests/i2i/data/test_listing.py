@@ -18,10 +18,10 @@ from i2i.data.folders import pair
 from i2i.data.labelled import open_pictures
 from i2i.data.listing import read_list, walk
 from i2i.errors import UsageError
+from i2i.files import read_text
 from i2i.inference.translate import find_jobs
 from i2i.methods.matchgan import MatchGANConfig
 from i2i.methods.stargan import StarGANConfig
-from i2i.texts import read_text
 
 SYSTEM_FILES = ("._a.png", ".hidden.jpg", "Thumbs.db", "desktop.ini", ".DS_Store")
 SYSTEM_FOLDERS = (".ipynb_checkpoints", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found", ".git", "@EADIR")

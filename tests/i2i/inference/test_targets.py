@@ -11,6 +11,7 @@ from support import golden
 import i2i
 from i2i.data.images import read_image, to_tensor
 from i2i.errors import UsageError
+from i2i.files import CHECKPOINT
 from i2i.inference import export, tiles, translate
 from i2i.inference import targets as variants
 from i2i.inference.weights import save_published
@@ -120,7 +121,7 @@ def labelled(tmp_path):
     config = StarGANConfig(**options, selected_attrs=NAMES, exclusive=("Dark+Light",))
     model = StarGAN(config)
     golden.fill(model.G)
-    checkpoint.save(tmp_path / checkpoint.NAME, model, Schedule(model.optimizers, config), 1)
+    checkpoint.save(tmp_path / CHECKPOINT, model, Schedule(model.optimizers, config), 1)
     save_published(tmp_path, "latest", {"G": model.G})
     (tmp_path / "in").mkdir()
     for name in ("one", "two"):
@@ -143,12 +144,12 @@ def assert_translated(folder, net, source, target, label):
 @pytest.mark.parametrize(
     ("words", "weights", "label"),
     [
-        (["--label", "Light,Old", "--batch-size", 2], checkpoint.NAME, [0, 1, 1]),
-        (["--label", "0,1,0"], checkpoint.NAME, [0, 1, 0]),
+        (["--label", "Light,Old", "--batch-size", 2], CHECKPOINT, [0, 1, 1]),
+        (["--label", "0,1,0"], CHECKPOINT, [0, 1, 0]),
         (["--label", "0,0,0", "--eval"], "", [0, 0, 0]),  # the folder of the run
         (["--label", "1,1,0"], "latest_net_G.pth", [1, 1, 0]),  # a published file does not say what makes sense
         (["--label", "label_3"], "latest_net_G.pth", [0, 0, 1]),
-        (["--label", "Dark", "--tile", 8], checkpoint.NAME, [1, 0, 0]),
+        (["--label", "Dark", "--tile", 8], CHECKPOINT, [1, 0, 0]),
     ],
 )
 def test_one_label_for_all_images(labelled, words, weights, label):
@@ -160,7 +161,7 @@ def test_one_label_for_all_images(labelled, words, weights, label):
 
 
 @pytest.mark.parametrize(
-    ("weights", "names"), [(checkpoint.NAME, NAMES), ("latest_net_G.pth", ("label_1", "label_2", "label_3"))]
+    ("weights", "names"), [(CHECKPOINT, NAMES), ("latest_net_G.pth", ("label_1", "label_2", "label_3"))]
 )
 def test_without_a_label_each_attribute_alone(labelled, weights, names):
     folder, net = labelled
@@ -209,7 +210,7 @@ def test_a_matchgan_checkpoint_knows_its_labels(tmp_path):
     sizes = {"crop_size": 16, "g_conv_dim": 4, "d_conv_dim": 4, "g_repeat_num": 2, "d_repeat_num": 3}
     config = MatchGANConfig(**sizes, selected_attrs=NAMES, exclusive=("Dark+Light",))
     model = MatchGAN(config)
-    checkpoint.save(tmp_path / checkpoint.NAME, model, Schedule(model.optimizers, config), 1)
+    checkpoint.save(tmp_path / CHECKPOINT, model, Schedule(model.optimizers, config), 1)
     net = i2i.load(tmp_path)
     assert type(net) is MatchGANGenerator and net.labels.vectors == config.label_space().vectors
     assert net.recognised.endswith("3 channels, 3 labels (Dark, Light, Old)")
@@ -261,7 +262,7 @@ def test_export_needs_a_label(labelled):
 )
 def test_labels_that_make_no_sense_are_refused(labelled, words, message):
     with pytest.raises(UsageError, match=message):
-        run(labelled[0], *words, weights=checkpoint.NAME)
+        run(labelled[0], *words, weights=CHECKPOINT)
     assert not (labelled[0] / "out").exists()
 
 

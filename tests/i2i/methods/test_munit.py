@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from i2i import distributed
 from i2i.errors import UsageError
+from i2i.files import CHECKPOINT
 from i2i.methods.munit import MUNIT, MUNITConfig
 from i2i.networks import vgg
 from i2i.training import checkpoint
@@ -173,7 +174,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path):
     model, resumed = MUNIT(config), MUNIT(config)
     model.step(*images())
     model.after_step()
-    checkpoint.save(tmp_path / checkpoint.NAME, model, Schedule(model.optimizers, config), 1)
+    checkpoint.save(tmp_path / CHECKPOINT, model, Schedule(model.optimizers, config), 1)
     checkpoint.restore(checkpoint.read(tmp_path), resumed, Schedule(resumed.optimizers, config))
     for _ in range(2):
         losses, again = model.step(*images()), resumed.step(*images())

@@ -9,10 +9,10 @@ from support import golden
 from torch import nn
 
 from i2i.errors import UsageError
+from i2i.files import CHECKPOINT_FORMAT
 from i2i.inference import weights
 from i2i.methods.losses import GANLoss
 from i2i.networks.munit import MunitDiscriminator, MunitGenerator, MunitTranslator, sample_styles
-from i2i.training.checkpoint import FORMAT
 
 IMPLS = ("auto", "reference")
 # float32 on both sides: 2.4e-7 was measured on means, codes and images of at most 0.5. Four times that leaves room for
@@ -174,7 +174,7 @@ def test_own_files_load_and_have_all_published_keys(tmp_path):
     averages = {"gen_a": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in a.state_dict().items()}}}
     other = {name: {key: tensor + 1 for key, tensor in net.state_dict().items()} for name, net in networks.items()}
     other["gen_b"] = b.state_dict()
-    checkpoint = {"format": FORMAT, "method": "munit", "config": {}, "networks": other, "ema": averages}
+    checkpoint = {"format": CHECKPOINT_FORMAT, "method": "munit", "config": {}, "networks": other, "ema": averages}
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     assert torch.equal(weights.load(tmp_path)(x), MunitTranslator(a, b)(x))
     assert torch.equal(weights.load(tmp_path, network="gen_b")(x[:, :1]), b(x[:, :1]))

@@ -8,6 +8,7 @@ from torch import nn
 
 from i2i.__main__ import main
 from i2i.errors import UsageError
+from i2i.files import CHECKPOINT
 from i2i.inference.weights import save_published
 from i2i.methods import METHODS
 from i2i.training import checkpoint
@@ -38,9 +39,9 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 @pytest.mark.parametrize("method", METHODS)
 def test_from_the_folder_of_a_run_and_from_published_files(method, tmp_path):
     old = build(method, seed=1)
-    checkpoint.save(tmp_path / checkpoint.NAME, old, Schedule(old.optimizers, old.config), 1)
+    checkpoint.save(tmp_path / CHECKPOINT, old, Schedule(old.optimizers, old.config), 1)
     save_published(tmp_path / "published", "latest", old.networks)
-    for source in (tmp_path, tmp_path / checkpoint.NAME, tmp_path / "published"):
+    for source in (tmp_path, tmp_path / CHECKPOINT, tmp_path / "published"):
         new = build(method, seed=2, init_from=[str(source)])
         assert not same(new.networks[new.generators[0]], old.networks[new.generators[0]])
         told = initialise(new)
@@ -153,5 +154,5 @@ def test_a_run_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert "starting weights" not in capsys.readouterr().out
     # a checkpoint of before the setting existed
     del state["config"]["init_from"]
-    torch.save(state, tmp_path / "new" / checkpoint.NAME)
+    torch.save(state, tmp_path / "new" / CHECKPOINT)
     assert main(["train", "--resume", "new", "--device", "cpu", "steps=3"]) == 0
