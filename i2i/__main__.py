@@ -28,7 +28,7 @@ from i2i.inference import export, translate
 from i2i.inference import metrics as evaluate
 from i2i.methods import METHODS, check_method
 from i2i.training import checkpoint, resuming
-from i2i.training.loop import Result, say, train
+from i2i.training.loop import Result, print_once, train
 from kernels import _commands
 
 DEFECT = 3
@@ -161,13 +161,13 @@ def resume(command: dict[str, Any], given: dict[str, Any]) -> tuple[str, Config,
 def report(result: Result) -> None:
     output = result.checkpoint.parent
     if result.end is not None:
-        say(
+        print_once(
             f"held-out {result.metric}: {result.start:.2f} before training, {result.end:.2f} after "
             f"{result.step} steps (the input as it is: {result.untouched:.2f})"
         )
-    say(f"pictures:   {result.picture}\nlosses:     {output / 'losses.csv'}\ncheckpoint: {result.checkpoint}")
+    print_once(f"pictures:   {result.picture}\nlosses:     {output / 'losses.csv'}\ncheckpoint: {result.checkpoint}")
     if result.stopped_by:
-        say(f"stopped after step {result.step}; go on with: i2i train --resume {output}")
+        print_once(f"stopped after step {result.step}; go on with: i2i train --resume {output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,7 @@ import torch
 
 from i2i.config import suggestion
 from i2i.errors import UsageError
-
-IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
+from kernels.backends import IMPLS
 
 
 def choose_device(name: str) -> torch.device:

@@ -186,7 +186,9 @@ def translate_names(given: dict[str, Any], config: type[Config]) -> dict[str, An
 def take_command(given: dict[str, Any]) -> dict[str, Any]:
     """Remove what is about the run and not its configuration from `given`: method, config, output, resume, device,
     impl, and the published names for them."""
-    taken = {name: text(name, given.pop(name)) for name in list(given) if name in COMMANDS | PUBLISHED_COMMANDS}
+    taken = {
+        name: require_value(name, given.pop(name)) for name in list(given) if name in COMMANDS | PUBLISHED_COMMANDS
+    }
     if "pretrained_name" in taken:  # of CUT, with continue_train: weights of one run, for another
         given.setdefault("init_from", str(run_folder(taken | {"name": taken["pretrained_name"]})))
         taken.pop("continue_train", None)
@@ -215,7 +217,7 @@ def run_folder(taken: dict[str, Any]) -> str:
     return str(Path(taken.get("checkpoints_dir", "checkpoints")) / taken["name"])
 
 
-def text(name: str, value: Any) -> str:
+def require_value(name: str, value: Any) -> str:
     if value is None or (value is True and name != "continue_train"):  # None: of a file's empty value
         raise UsageError(f"{name} needs a value")
     return str(value)
@@ -228,14 +230,14 @@ def describe(config: type[Config]) -> str:
         if is_dataclass(part):
             for name, note in FIELD.findall(inspect.getsource(part)):
                 notes[name] = note or notes.get(name, "")
-    lines = [(f"  {field.name}={write(field.default)}", notes.get(field.name, "")) for field in fields(config)]
+    lines = [(f"  {field.name}={written(field.default)}", notes.get(field.name, "")) for field in fields(config)]
     return "\n".join(f"{setting:32}  {note}".rstrip() for setting, note in lines)
 
 
-def write(value: Any) -> str:
+def written(value: Any) -> str:
     """As `config.convert` reads it."""
     if isinstance(value, tuple):
-        return ",".join(map(write, value))
+        return ",".join(map(written, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

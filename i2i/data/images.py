@@ -52,6 +52,8 @@ TURNS = {
 }
 
 
+REC_601 = (0.299, 0.587, 0.114)  # red, green and blue in luminance
+
 # What tifffile finds wrong with a damaged file goes to handlers that were set up, not to stderr for lack of any.
 QUIET = logging.NullHandler()
 
@@ -143,7 +145,7 @@ def luminance(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> (H, W, 1) of the same dtype, by Rec. 601; 8 bits exactly as Pillow rounds them."""
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return pixels @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+    return pixels @ np.array(REC_601, dtype=np.float32)[:, None]
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -24,12 +24,15 @@ from i2i.data.attributes import (
     split_official,
     split_published,
 )
-from i2i.data.labels import BATCH, GROUP, Label, LabelSpace
+from i2i.data.labels import Label, LabelSpace
 from i2i.data.listing import tell
 from i2i.data.samples.attributes import SampleAttributes
 from i2i.errors import UsageError
 
 LABELLED_MODES = ("attributes", "few_labels")
+# A batch of FewLabels: this many classes (labels that make sense), each of as many images, as MatchGAN wants them.
+GROUP = 4
+BATCH = GROUP * GROUP
 
 
 class Source(Protocol):
@@ -57,7 +60,7 @@ class InTurn:
 
     def item(self, number: int) -> tuple[Tensor, Tensor]:
         """(C, H, W) in [-1, 1], (attributes,) of 0 and 1, float32."""
-        index = turn(number, len(self), self.seed, 0)
+        index = index_in_turn(number, len(self), self.seed, 0)
         image = self.source.image(index, np.random.default_rng([self.seed, 1, number]))
         return image, torch.tensor(self.source.labels[index], dtype=torch.float32)
 
@@ -103,7 +106,7 @@ class FewLabels(InTurn):
                 members[label].append(index)
         usable = {index for indices in members.values() for index in indices}
         self.total = len(usable)
-        self.known = know(list(members.values()), self.total * percentage / 100)
+        self.known = choose_labelled(list(members.values()), self.total * percentage / 100)
         self.count = sum(map(len, self.known))
         self.others = sorted(usable.difference(*self.known))
         if len(self.known) < GROUP:
@@ -126,7 +129,7 @@ class FewLabels(InTurn):
         """As InTurn; without a label its values are not numbers, and the image is not mirrored."""
         step, place = divmod(number, self.per_step)
         if not self.everything and step % 2:
-            other = turn(step // 2 * self.per_step + place, len(self.others), self.seed, 2)
+            other = index_in_turn(step // 2 * self.per_step + place, len(self.others), self.seed, 2)
             index = self.others[other]
             return self.source.image(index, None), torch.full((len(self.source.labels[index]),), torch.nan)
         batch, place = divmod(number, BATCH)
@@ -134,12 +137,12 @@ class FewLabels(InTurn):
         order = permutation(len(self.known), self.seed, 3, passes)
         chosen = int(order[GROUP * group + place // GROUP])
         mine = self.known[chosen]
-        index = mine[turn(GROUP * passes + place % GROUP, len(mine), self.seed, 4, chosen)]
+        index = mine[index_in_turn(GROUP * passes + place % GROUP, len(mine), self.seed, 4, chosen)]
         image = self.source.image(index, np.random.default_rng([self.seed, 1, number]))
         return image, torch.tensor(self.source.labels[index], dtype=torch.float32)
 
 
-def know(classes: Sequence[Sequence[int]], wanted: float) -> list[list[int]]:
+def choose_labelled(classes: Sequence[Sequence[int]], wanted: float) -> list[list[int]]:
     """`wanted` or just more of the images, taken round the classes one by one; those of a class together, classes of
     which there is none left out."""
     longest = max(map(len, classes))
@@ -152,7 +155,7 @@ def know(classes: Sequence[Sequence[int]], wanted: float) -> list[list[int]]:
     return [images for images in taken if images]
 
 
-def turn(number: int, count: int, *key: int) -> int:
+def index_in_turn(number: int, count: int, *key: int) -> int:
     """Which of `count` comes at turn `number`: all of them, again and again, every time in a new order."""
     passes, place = divmod(number, count)
     return int(permutation(count, *key, passes)[place])

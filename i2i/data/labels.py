@@ -13,10 +13,6 @@ from i2i.errors import UsageError
 
 Label = tuple[int, ...]  # 0 or 1 for every attribute
 
-# A batch of MatchGAN: this many classes (labels that make sense), each of as many images.
-GROUP = 4
-BATCH = GROUP * GROUP
-
 
 class LabelSpace:
     """Vectors of 0 and 1 over `names`.

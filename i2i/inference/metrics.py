@@ -20,7 +20,7 @@ from i2i.data.folders import list_images, pair
 from i2i.data.images import Picture
 from i2i.data.layouts import read_or_refuse
 from i2i.data.pages import PAGES
-from i2i.data.samples.photographs import finite_mean
+from i2i.data.scores import finite_mean, peak_ratio
 from i2i.devices import choose_device
 from i2i.errors import UsageError
 from i2i.files import read_tensors, refuse_under_file, write_atomically
@@ -122,8 +122,7 @@ def psnr(real: np.ndarray, fake: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two images as `read_image` gives them, 8 or 16 bits per channel; infinite
     for equal ones."""
     real, fake, peak = in_levels(real, fake)
-    error = float(np.square(real - fake).mean())
-    return 10 * math.log10(peak**2 / error) if error else math.inf
+    return peak_ratio(float(np.square(real - fake).mean()), peak)
 
 
 def in_levels(*images: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

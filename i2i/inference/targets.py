@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from i2i.data.grid import draw_grid
 from i2i.data.images import UNREADABLE, one_line, read_image, to_tensor
 from i2i.data.preprocess import resize
 from i2i.errors import UsageError
 from i2i.networks.munit import STYLE_DOWNSAMPLINGS, MunitTranslator, sample_styles
 from i2i.networks.stargan import LabelledTranslator, MatchGANGenerator, StarGANGenerator
-from i2i.training.pictures import draw_grid
 
 LABELLED = (StarGANGenerator, MatchGANGenerator)
 

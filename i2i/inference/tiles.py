@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from i2i.errors import UsageError
+from kernels._dtypes import wide
 
 PROBE = 32  # cells: side of the maps that find out how far a stage looks
 
@@ -53,11 +54,6 @@ class Stage:
     halo: int = 0  # cells around a tile that its result depends on
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype in which norms compute for x."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 class Moments:
     """Mean and variance of planes that come in pieces, merged by Chan's formula in float64."""
 
@@ -66,7 +62,7 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """x: (1, C, h, w)."""
-        var, mean = torch.var_mean(x[0].to(_wide(x)), (1, 2), correction=0)
+        var, mean = torch.var_mean(wide(x[0]), (1, 2), correction=0)
         var, mean, n = var.double().cpu(), mean.double().cpu(), x.shape[2] * x.shape[3]
         delta, total = mean - self.mean, self.count + n
         self.squares = self.squares + var * n + delta.square() * (self.count * n / total)
@@ -126,7 +122,7 @@ def plan(network: nn.Module, channels: int) -> list[Stage]:
     norms = [norm for norm in norms if norm.training or norm.running_mean is None]
     with ExitStack() as stack:  # while the layers are looked at, norms do what they do to every pixel, and no more
         for norm in norms:
-            zeros = torch.zeros(norm.num_features, device=_weight(network).device, dtype=_wide(_weight(network)))
+            zeros = torch.zeros(norm.num_features, device=_weight(network).device, dtype=wide(_weight(network)).dtype)
             stack.enter_context(_normalise_by(norm, zeros, zeros + 1))
         return _cut(network, chain, norms, channels)
 
@@ -208,7 +204,7 @@ def _run(stage: Stage, source: Tensor, boxes: list[tuple[Box, Box]], device: tor
             for inner, outer in boxes:
                 x = _input_of(norm, stage.layers, crop(outer))
                 moments.add(inner.inside(outer).cut(x, x.shape[-1] // (outer.right - outer.left)))
-            mean, var = (t.to(device, _wide(x)) for t in (moments.mean, moments.squares / moments.count))
+            mean, var = (t.to(device, wide(x).dtype) for t in (moments.mean, moments.squares / moments.count))
             stack.enter_context(_normalise_by(norm, mean, var))
         result = None
         for inner, outer in boxes:

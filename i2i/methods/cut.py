@@ -13,7 +13,7 @@ import kernels
 from i2i.config import NetworkConfig
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
-from i2i.methods.losses import GANLoss, discriminator_loss, wide
+from i2i.methods.losses import GANLoss, discriminator_loss
 from i2i.methods.negatives import ExternalNegatives
 from i2i.networks import (
     NCE_LAYERS,
@@ -24,6 +24,7 @@ from i2i.networks import (
     generator,
     init_weights,
 )
+from kernels._dtypes import wide
 
 # Of the contrastive loss, for each tapped layer: rows of the source, and the positions of what is compared with them in
 # the translation. None instead of positions: whole maps (`feature_network`="reshape").

@@ -14,8 +14,8 @@ from i2i.config import Config
 from i2i.errors import UsageError
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
-from i2i.methods.losses import wide
 from i2i.networks.discogan import DiscoGANDiscriminator, DiscoGANGenerator
+from kernels._dtypes import wide
 
 SIDE = 64  # pixels; the discriminator's last convolution spans an image of this size
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from i2i.config import GAN_MODES
 from i2i.errors import UsageError
+from kernels._dtypes import wide
 
 Discriminator = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> scores (N, ...)
 
@@ -106,8 +107,3 @@ def l1_loss(x: Tensor, y: Tensor) -> Tensor:
     # Not F.l1_loss or mean: their gradient is a map in NCHW whatever x is, and every map on the way to x's convolution
     # would be too. That of a sum takes the memory format of x.
     return (wide(x) - y).abs().sum() / x.numel()
-
-
-def wide(x: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2i.data.labels import BATCH, GROUP
-from i2i.methods.losses import wide
+from i2i.data.labelled import BATCH, GROUP
 from i2i.methods.stargan import StarGAN, StarGANConfig
 from i2i.networks.stargan import MatchGANDiscriminator, MatchGANGenerator
+from kernels._dtypes import wide
 
 # Pairs of a batch sorted by class, from eight triples of an anchor, an image of its class and one of another class.
 SAME = [(0, 1), (4, 5), (8, 9), (12, 13), (2, 1), (6, 5), (10, 9), (14, 13)]

@@ -13,7 +13,7 @@ from i2i import distributed
 from i2i.config import Config
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
-from i2i.methods.losses import GANLoss
+from i2i.methods.losses import GANLoss, l1_loss
 from i2i.networks import init_weights
 from i2i.networks.munit import MunitDiscriminator, MunitGenerator, MunitTranslator, sample_styles
 from i2i.networks.vgg import Vgg16, load_vgg16, normalised_distance
@@ -235,7 +235,7 @@ class MUNIT(Method):
                 decoded = self.generator(here).decode(contents, torch.cat([style[here], drawn[here]]))
             own, fake = (leaf(images) for images in decoded.chunk(2))
             groups = self.losses_of_translation(here, there, fake, real, content, style, drawn[here])
-            for group in ({f"gen_recon_x_{here}": l1(own, real[here])}, *groups):
+            for group in ({f"gen_recon_x_{here}": l1_loss(own, real[here])}, *groups):
                 self.backward(self.weighted(group))
                 losses |= group
             decoded.backward(torch.cat([own.grad, fake.grad]))
@@ -257,13 +257,13 @@ class MUNIT(Method):
         with self.autocast():
             content_again, style_again = self.generator(here).encode(fake)
         group = {
-            f"gen_recon_s_{here}": l1(style_again, drawn),
-            f"gen_recon_c_{there}": l1(content_again, content[there]),
+            f"gen_recon_s_{here}": l1_loss(style_again, drawn),
+            f"gen_recon_c_{there}": l1_loss(content_again, content[there]),
         }
         if config.recon_x_cyc_w:
             with self.autocast():
                 cycled = self.generator(there).decode(content_again, style[there])
-            group[f"gen_cycrecon_x_{there}"] = l1(cycled, real[there])
+            group[f"gen_cycrecon_x_{there}"] = l1_loss(cycled, real[there])
         yield group
         if config.vgg_w:
             with self.autocast():
@@ -305,7 +305,3 @@ class MUNIT(Method):
 
 def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
-
-
-def l1(x: Tensor, y: Tensor) -> Tensor:
-    return (x.float() - y.float()).abs().mean()

@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2i.methods.cyclegan import CycleGAN, CycleGANConfig
-from i2i.methods.losses import wide
 from i2i.networks.init import init_weights
 from i2i.networks.opgan import SiameseNetwork
+from kernels._dtypes import wide
 
 GRID = 3  # patches across and down
 PLACES = GRID * GRID
@@ -113,7 +113,7 @@ class OPGAN(CycleGAN):
             one, two = one * first, two * second
         at_one_place = (pairs[0] % PLACES == pairs[1] % PLACES).to(one)
         content = ((one - two).square().mean((1, 2, 3)) * at_one_place).mean()
-        domain = F.cross_entropy(wide(logits), looks(pairs, side).to(logits.device))
+        domain = F.cross_entropy(wide(logits), pair_classes(pairs, side).to(logits.device))
 
         weight = 0.5 * config.lambda_s  # of two directions
         if config.register_siamese:
@@ -147,7 +147,7 @@ def draw_pairs(count: int, sampling: str, generator: torch.Generator) -> Tensor:
     return torch.stack([first, second])
 
 
-def looks(pairs: Tensor, side: str) -> Tensor:
+def pair_classes(pairs: Tensor, side: str) -> Tensor:
     """Classes of pairs, (count,): 0 where both patches look as of domain A, 1 both as of B, 2 one of each. `side`:
     the domain of the source; its translation looks as the other."""
     like_b = (pairs >= PLACES) == (side == "A")

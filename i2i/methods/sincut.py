@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from i2i.methods.cut import CUT, CUTConfig, Keys
-from i2i.methods.losses import image_gradient, wide
+from i2i.methods.losses import image_gradient
+from kernels._dtypes import wide
 
 
 @dataclass

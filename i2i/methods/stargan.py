@@ -13,8 +13,9 @@ from i2i.config import Config
 from i2i.data.labels import LabelSpace
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
-from i2i.methods.losses import gradient_penalty, l1_loss, wide
+from i2i.methods.losses import gradient_penalty, l1_loss
 from i2i.networks.stargan import StarGANDiscriminator, StarGANGenerator
+from kernels._dtypes import wide
 
 LR_UPDATE_STEP = 1000  # iterations between changes of the learning rate
 

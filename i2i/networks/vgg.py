@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from i2i.errors import UsageError
 from i2i.files import read_tensors
+from kernels._dtypes import wide
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 MEANS = (103.939, 116.779, 123.680)  # of blue, green and red in the data the Caffe model was trained on, in 0 .. 255
@@ -119,6 +120,6 @@ class _NormalisedDistance(torch.autograd.Function):
 
 def centred(x: Tensor) -> tuple[Tensor, Tensor]:
     """(mean, x - mean) of planes, in float32 or float64."""
-    x = x if x.dtype == torch.float64 else x.float()
+    x = wide(x)
     mean = x.mean((2, 3), keepdim=True)
     return mean, x - mean

@@ -73,7 +73,7 @@ def train(
         resuming.check_settings(resume, method, config)
     with claimed(None if output is None else Path(output), method, resume) as folder:
         run, done = prepare(method, config, folder, device, impl, resume)
-        return run.go(done)
+        return run.train(done)
 
 
 def prepare(
@@ -93,21 +93,22 @@ def prepare(
         raise UsageError(f"already trained {done} of {last} steps; ask for more with steps or n_epochs")
     model = METHODS[method](config, device, impl)
     if config.init_from and not resume:
-        say(init_from.initialise(model))
+        print_once(init_from.initialise(model))
     run = Run(model, data, output, last)
     run.start = run.held_out()  # before restoring: in a resumed run, too, of the untrained network
     if resume:
         checkpoint.restore(resume, run.model, run.schedule)
         resuming.tell_changes(resume, run.made_with)
     else:
-        run.spread()
+        run.broadcast_weights()
     images = "1 image" if per_step == 1 else f"{per_step} images"
     epochs = f"{last * per_step / len(data):.4g} epochs"
-    say(f"{data.describe()}\n{last} steps of {images} ({epochs}) on {device}, into {output}")
+    print_once(f"{data.describe()}\n{last} steps of {images} ({epochs}) on {device}, into {output}")
     return run, done
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
+    """To stdout, of the first process only."""
     if distributed.rank() == 0:
         print(text, flush=True)
 
@@ -122,13 +123,13 @@ class Run:
         self.made_with = resuming.facts(data, self.model.device)
         self.picture = output / "pictures"
 
-    def spread(self) -> None:
+    def broadcast_weights(self) -> None:
         """The weights of the first process to all; random numbers that need not agree (dropout, noise) apart."""
         for net in self.model.networks.values():
             distributed.same_everywhere([*net.parameters(), *net.buffers()])
         torch.manual_seed(self.config.seed + distributed.rank())
 
-    def go(self, done: int) -> Result:
+    def train(self, done: int) -> Result:
         path = self.output / CHECKPOINT
         self.saved = done
         with self.writing(done):
@@ -231,7 +232,7 @@ class Run:
         """A grid of pictures and a plot of the losses."""
         if distributed.rank():
             return
-        with undisturbed(self.model):
+        with preserve_rng(self.model):
             columns = self.model.visuals(*self.data.preview(4))
         self.picture = self.output / "pictures" / f"step_{step:07d}.png"
         self.picture.parent.mkdir(exist_ok=True)
@@ -242,10 +243,10 @@ class Run:
         """The score of the model, or of another translation, where the data knows the true answers."""
         if not hasattr(self.data, "held_out"):
             return None
-        with undisturbed(self.model):
+        with preserve_rng(self.model):
             return self.data.held_out(translate or self.model.translate)
 
 
-def undisturbed(model: Method) -> torch.random.fork_rng:
+def preserve_rng(model: Method) -> torch.random.fork_rng:
     """Looking must not change the run: random numbers that it draws are put back."""
     return torch.random.fork_rng([model.device] if model.device.type == "cuda" else [])

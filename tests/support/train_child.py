@@ -8,15 +8,15 @@ from i2i import distributed
 from i2i.__main__ import main
 from i2i.training.loop import Run
 
-go = Run.go
+train = Run.train
 
 
-def go_and_keep_weights(self, done):
-    result = go(self, done)
+def train_and_keep_weights(self, done):
+    result = train(self, done)
     state = {name: net.state_dict() for name, net in self.model.networks.items()}
     torch.save(state, self.output / f"rank{distributed.rank()}.pt")
     return result
 
 
-Run.go = go_and_keep_weights
+Run.train = train_and_keep_weights
 sys.exit(main(sys.argv[1:]))

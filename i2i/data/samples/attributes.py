@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from i2i.data.labels import Label, LabelSpace
-from i2i.data.samples.photographs import A, B, luminance, photograph, psnr
+from i2i.data.samples.photographs import A, B, luminance, mean_psnr, photograph
 from i2i.errors import UsageError
 
 IMAGES = 800
@@ -79,4 +79,4 @@ class SampleAttributes(Parts):
     def held_out(self, translate: Callable[[Tensor, Tensor], Tensor]) -> float:
         """`metric` of a translation of images (N, 3, H, W) to labels (N, 4), mean over the held-out parts."""
         images = torch.stack([self.test.image(index, None) for index in range(len(self.truths))])
-        return psnr(list(translate(images, self.wanted).cpu()), self.truths)
+        return mean_psnr(list(translate(images, self.wanted).cpu()), self.truths)

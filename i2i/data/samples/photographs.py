@@ -7,7 +7,6 @@ The photographs are in the public domain or CC0 (scikit-image says so at each); 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from i2i.data.images import REC_601
+from i2i.data.scores import finite_mean, peak_ratio
 from i2i.errors import UsageError
 
 HEIGHT = 192  # of every photograph after reduction, in pixels; crops then show things and not only texture
@@ -27,8 +28,8 @@ STOPS = ((6, 22, 58), (36, 110, 168), (240, 246, 240))  # sRGB of black, middle 
 
 def luminance(image: Tensor) -> Tensor:
     """(..., 3, H, W) in [-1, 1] -> (..., H, W) in [-1, 1], by the weights of Rec. 601."""
-    red, green, blue = image.unbind(-3)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    red, green, blue = (weight * plane for weight, plane in zip(REC_601, image.unbind(-3), strict=True))
+    return red + green + blue
 
 
 def stylise(image: Tensor) -> Tensor:
@@ -112,16 +113,10 @@ class SamplePhotographs:
     def held_out(self, translate: Callable[[Tensor], Tensor]) -> float:
         """`metric` of a translation (1, 3, H, W) -> (1, 3, H, W), mean over the held-out parts."""
         answers = [translate(image[None])[0].cpu() for image in self.test_a]
-        return psnr(answers, self.test_truth)
+        return mean_psnr(answers, self.test_truth)
 
 
-def psnr(pictures: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
+def mean_psnr(pictures: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
     """Mean over pictures (3, H, W) in [-1, 1], clamped, of the peak signal-to-noise ratio in dB."""
     errors = [(x.clamp(-1, 1) - truth).square().mean() for x, truth in zip(pictures, truths, strict=True)]
-    return finite_mean([float(10 * torch.log10(4 / error)) for error in errors])
-
-
-def finite_mean(values: Sequence[float]) -> float:
-    """Without what is infinite, which one picture equal to its answer would make of the whole; infinite if all are."""
-    finite = [value for value in values if value != math.inf]
-    return sum(finite) / len(finite) if finite else math.inf
+    return finite_mean([peak_ratio(float(error), 2) for error in errors])

@@ -8,7 +8,7 @@ from support.method_steps import changed, in_float64, record_gradients, state
 
 from i2i.errors import UsageError
 from i2i.inference import weights
-from i2i.methods.opgan import OPGAN, OPGANConfig, cut, draw_pairs, looks
+from i2i.methods.opgan import OPGAN, OPGANConfig, cut, draw_pairs, pair_classes
 from i2i.networks.opgan import SiameseNetwork
 
 TINY = {"crop_size": 32, "ngf": 4, "ndf": 4, "nsf": 4, "generator": "resnet_4blocks", "n_layers_d": 2, "n_pairs": 8}
@@ -50,8 +50,8 @@ def test_pairs_are_of_all_kinds_in_their_proportions(sampling):
 
 def test_classes_are_what_patches_look_like():
     pairs = torch.tensor([[0, 9, 0, 9], [1, 17, 9, 8]])
-    assert looks(pairs, "A").tolist() == [0, 1, 2, 2]
-    assert looks(pairs, "B").tolist() == [1, 0, 2, 2]
+    assert pair_classes(pairs, "A").tolist() == [0, 1, 2, 2]
+    assert pair_classes(pairs, "B").tolist() == [1, 0, 2, 2]
 
 
 @pytest.mark.parametrize(
