@@ -1,15 +1,13 @@
-"""A trained network as an ONNX file, for runtimes without this library: `i2i export`."""
+"""A trained network as an ONNX file, for runtimes without this library."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import logging
-import os
-import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +16,9 @@ from torch import Tensor, nn
 import kernels
 from i2i.data.images import one_line
 from i2i.errors import UsageError
-from i2i.files import refuse_under_file, write_atomically
-from i2i.inference import targets as variants
-from i2i.inference import weights
-from i2i.inference.outputs import mark
-from i2i.inference.translate import channels_in, least_side, refuse_judge, size_multiple
+from i2i.files import write_atomically
+from i2i.inference.translate import channels_in, least_side, size_multiple
 
-HELP = "write a trained network as an ONNX file"
 OPSET = 18
 MARK = "i2i"  # of a file's metadata: what it is an export of (see i2i.inference.outputs.mark)
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -87,7 +81,7 @@ def export_onnx(network: nn.Module, path: Path, size: tuple[int, int] | None = N
         UsageError: a missing package, a size that the network does not take, or a difference above TOLERANCE. Nothing
             is written then.
     """
-    onnxruntime = _require(*PACKAGES)[-1]
+    onnxruntime = require_packages(*PACKAGES)[-1]
     plain = portable(network)
     multiple = size_multiple(plain)
     least = least_side(plain, multiple)
@@ -126,7 +120,8 @@ def export_onnx(network: nn.Module, path: Path, size: tuple[int, int] | None = N
     return worst
 
 
-def _require(*names: str) -> list:
+def require_packages(*names: str) -> list[ModuleType]:
+    """These packages, imported; UsageError that says what to install."""
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
@@ -161,62 +156,3 @@ def _onnx_model(network: nn.Module, image: Tensor, dynamic: tuple[dict[int, str]
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces, with the folders of this machine
     return model
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    weights.add_arguments(parser)
-    variants.add_label(parser, "none, and one is needed")
-    add(
-        "--onnx",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="the file to write. It computes what `i2i translate --eval` does: batch norm with its trained statistics, "
-        "no dropout. pix2pix was published without --eval, so expect its results to differ from those",
-    )
-    add(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="one image of this size (default: any number of images of any size that the network takes)",
-    )
-
-
-def refuse_foreign(path: Path, own: str) -> None:
-    """UsageError where the file to write would replace anything but an earlier export of the same weights."""
-    refuse_under_file(path.parent)
-    if path.is_dir():
-        raise UsageError(f"--onnx {path}: is a folder; name the file to write")
-    if os.path.lexists(path) and _mark_of(path) != own:
-        raise UsageError(
-            f"--onnx {path}: is there already and is no earlier export of these weights; choose another name"
-        )
-
-
-def _mark_of(path: Path) -> str | None:
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # of bytes that are no such file: of many kinds
-        return None
-    return next((entry.value for entry in model.metadata_props if entry.key == MARK), None)
-
-
-def run(args: argparse.Namespace) -> int:
-    _require(*PACKAGES)  # before anything is read
-    own = mark(args.weights, args.network, args.label)
-    refuse_foreign(args.onnx, own)
-    network = variants.in_label(weights.load(args.weights, network=args.network, impl="reference"), args.label)
-    refuse_judge(network)
-    print(f"{network.found_in}: {network.recognised}", file=sys.stderr)
-    try:
-        worst = export_onnx(network, args.onnx, tuple(args.size) if args.size else None, own)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "alloc" not in str(error).lower():
-            raise
-        raise UsageError("--size: images of this size are too large for the memory of this machine") from None
-    print(f"{args.onnx}: written; largest difference between onnxruntime and torch: {worst:.1e}", file=sys.stderr)
-    return 0

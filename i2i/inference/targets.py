@@ -1,8 +1,7 @@
-"""To what `i2i translate` translates, with networks that have a choice: MUNIT's style, StarGAN's label."""
+"""To what an image is translated, with networks that have a choice: MUNIT's style, StarGAN's label."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 from pathlib import Path
@@ -19,32 +18,7 @@ from i2i.networks.munit import STYLE_DOWNSAMPLINGS, MunitTranslator, sample_styl
 from i2i.networks.stargan import LabelledTranslator, MatchGANGenerator, StarGANGenerator
 
 LABELLED = (StarGANGenerator, MatchGANGenerator)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--style", type=Path, metavar="IMAGE", help="MUNIT: translate in the style of this image of the other domain")
-    add(
-        "--num-styles",
-        type=int,
-        metavar="N",
-        help="MUNIT: in N sampled styles, <name>/style_1.png, ..., side by side in <name>/styles.png "
-        "(default, without --style: one result, in the middle of all styles)",
-    )
-    add("--seed", type=int, default=10, help="of the sampled styles (default, as published: 10)")
-    add_label(
-        parser,
-        "each attribute alone, <name>/<attribute>.png, ..., side by side in <name>/labels.png, one image at a time",
-    )
-
-
-def add_label(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--label",
-        metavar="NAMES",
-        help="StarGAN, MatchGAN: what results show, such as Blond_Hair,Young, of all other attributes nothing; or a 0 "
-        f"or 1 for every attribute, such as 0,1,0,0,1 (default: {default})",
-    )
+SEED = 10  # of sampled styles, as published
 
 
 class Choice(NamedTuple):
@@ -71,18 +45,28 @@ class Choice(NamedTuple):
         return file.getvalue()
 
 
-def choose(network: nn.Module, args: argparse.Namespace) -> Choice:
-    """`network` translating to what `args` ask for.
+def choose(
+    network: nn.Module,
+    *,
+    label: str | None = None,
+    style: Path | None = None,
+    num_styles: int | None = None,
+    seed: int = SEED,
+    load_size: int | None = None,
+    tile: int | None = None,
+) -> Choice:
+    """`network` translating to what is asked for, as `i2i translate --help` describes it.
 
-    UsageError: they contradict each other or are not for this network; an image of a style that cannot be read.
+    UsageError: arguments that contradict each other or are not for this network; an image of a style that cannot be
+    read.
     """
-    if args.style is not None or args.num_styles is not None:
-        if args.label is not None:
+    if style is not None or num_styles is not None:
+        if label is not None:
             raise UsageError("--label is for StarGAN, --style and --num-styles are for MUNIT: leave one out")
-        return in_style(network, args)
-    if args.label is not None or not isinstance(network, LABELLED):
-        return Choice(in_label(network, args.label))
-    if args.tile is not None:
+        return in_style(network, style, num_styles, seed, load_size)
+    if label is not None or not isinstance(network, LABELLED):
+        return Choice(in_label(network, label))
+    if tile is not None:
         raise UsageError("--tile translates to one label at a time, so --label must name it")
     # Each attribute alone, not all labels that make sense: those double with every attribute, and a published file
     # does not tell which they are.
@@ -112,19 +96,22 @@ def device_of(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def in_style(network: nn.Module, args: argparse.Namespace) -> Choice:
-    if args.style is not None and args.num_styles is not None:
+def in_style(
+    network: nn.Module, style: Path | None, num_styles: int | None, seed: int, load_size: int | None
+) -> Choice:
+    """`network` in the style of an image, or in `num_styles` sampled ones: one of the two is given."""
+    if style is not None and num_styles is not None:
         raise UsageError("--style is one style, so --num-styles must be left out")
     if not isinstance(network, MunitTranslator):
         raise UsageError(f"--style and --num-styles are for MUNIT's translators; this is a {network.recognised}")
-    if args.style is not None:
-        return Choice(network.in_style(style_of(args.style, network, args.load_size)))
-    if args.num_styles < 1:
-        raise UsageError(f"--num-styles must be at least 1, got {args.num_styles}")
-    if not 0 <= args.seed < 2**63:
-        raise UsageError(f"--seed must be from 0 to 2**63 - 1, got {args.seed}")
-    styles = sample_styles(args.num_styles, network.target.style_dim, args.seed).to(network.style.device)
-    names = tuple(f"style_{number}" for number in range(1, args.num_styles + 1))
+    if style is not None:
+        return Choice(network.in_style(style_of(style, network, load_size)))
+    if num_styles < 1:
+        raise UsageError(f"--num-styles must be at least 1, got {num_styles}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed must be from 0 to 2**63 - 1, got {seed}")
+    styles = sample_styles(num_styles, network.target.style_dim, seed).to(network.style.device)
+    names = tuple(f"style_{number}" for number in range(1, num_styles + 1))
     return Choice(network.in_style(styles), names, "styles")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -116,21 +115,6 @@ def _of(found: Mapping[str, Weights], wanted: tuple[str, ...]) -> Weights:
     names, _, places = zip(*(own.source.rpartition(" of ") for own in parts.values()))
     place = places[0] if len(set(places)) == 1 else " and ".join(places)
     return Weights(state, f"{' and '.join(names)} of {place}" if all(names) else place, parts["source"].config)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that begins with `load`."""
-    add = parser.add_argument
-    add(
-        "--weights",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="weights: published, a checkpoint, or a folder of them",
-    )
-    add(
-        "--network", metavar="NAME", help="which of a checkpoint's networks, such as G_B (default: its first generator)"
-    )
 
 
 def save_published(folder: Path, prefix: str, networks: Mapping[str, nn.Module]) -> None:

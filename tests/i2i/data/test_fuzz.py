@@ -15,12 +15,12 @@ import pytest
 import tifffile
 from PIL import Image
 
+from i2i.cli.evaluate import add_arguments, run
 from i2i.config import Config
 from i2i.data import ImageOptions, list_images, open_dataset, open_training_data, read_image
 from i2i.data.images import UNREADABLE, inspect_pages
 from i2i.errors import UsageError
-from i2i.inference.metrics import add_arguments, run
-from i2i.inference.translate import find_jobs
+from i2i.inference.outputs import find_jobs
 from i2i.methods.stargan import StarGANConfig
 
 ODD_NAMES = (

@@ -19,7 +19,7 @@ from i2i.data.labelled import open_pictures
 from i2i.data.listing import read_list, walk
 from i2i.errors import UsageError
 from i2i.files import read_text
-from i2i.inference.translate import find_jobs
+from i2i.inference.outputs import find_jobs
 from i2i.methods.matchgan import MatchGANConfig
 from i2i.methods.stargan import StarGANConfig
 

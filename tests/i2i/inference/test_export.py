@@ -9,9 +9,10 @@ import pytest
 import torch
 from support import golden
 
+from i2i.cli.export import add_arguments, run
 from i2i.errors import UsageError
 from i2i.inference import export
-from i2i.inference.export import add_arguments, export_onnx, portable, run
+from i2i.inference.export import export_onnx, portable
 from i2i.networks import ResnetGenerator, UnetGenerator
 
 

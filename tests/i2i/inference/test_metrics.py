@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from i2i.cli.evaluate import add_arguments, run
 from i2i.errors import UsageError
-from i2i.inference.metrics import WEIGHTS, add_arguments, check_weights, psnr, run, ssim
+from i2i.inference.metrics import WEIGHTS, check_weights, psnr, ssim
 
 
 def folder(path, count, size=(16, 12), seed=0):

@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 
 from i2i.__main__ import main
+from i2i.cli import export
+from i2i.cli import translate as command
 from i2i.data.images import read_image
 from i2i.errors import UsageError
 from i2i.files import replacing, write_atomically
-from i2i.inference import export, outputs, translate
+from i2i.inference import outputs, translate_files
 from i2i.inference.outputs import find_jobs, mark_of, marked
-from i2i.inference.translate import encode_png, least_side, prepare, size_multiple
+from i2i.inference.translate import least_side, prepare, size_multiple, translate
+from i2i.inference.translate_files import encode_png
 from i2i.networks import PixelDiscriminator, ResnetGenerator, UnetGenerator, init_weights
 from i2i.networks.discogan import DiscoGANGenerator
 from i2i.networks.stargan import StarGANGenerator
@@ -49,9 +52,9 @@ def folder(tmp_path, monkeypatch):
 
 def run(*words, weights="one.pth", source="in", output="out") -> int:
     parser = argparse.ArgumentParser()
-    translate.add_arguments(parser)
+    command.add_arguments(parser)
     given = ["--weights", weights, "--input", source, "--output", output, "--device", "cpu", *words]
-    return translate.run(parser.parse_args([str(word) for word in given]))
+    return command.run(parser.parse_args([str(word) for word in given]))
 
 
 def tree(place: Path) -> dict[str, bytes]:
@@ -246,7 +249,7 @@ def test_an_output_that_cannot_be_written_is_told_by_its_own_name(tmp_path):
 FULL = """
 import resource, sys
 from i2i.__main__ import main
-import i2i.inference.translate
+import i2i.cli.translate
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # bytes of a file: smaller than any result
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails, as on a full disk
@@ -326,7 +329,7 @@ def test_pictures_of_a_few_pixels(kind):
         multiple = size_multiple(network)
         assert (multiple, least_side(network, multiple)) == sizes
         for size in ((12, 12), (1, 1), (3, 70)):
-            result = translate.translate(network, torch.zeros(1, 3, *size), multiple=multiple)
+            result = translate(network, torch.zeros(1, 3, *size), multiple=multiple)
             assert result.shape[-2:] == size and result.isfinite().all()
 
 
@@ -334,7 +337,7 @@ def test_what_torch_refuses_is_told_with_the_picture_and_the_sizes(folder, monke
     def refuse(*_, **__):
         raise RuntimeError("Kernel size can't be\ngreater than actual input size")
 
-    monkeypatch.setattr(translate, "translate", refuse)
+    monkeypatch.setattr(translate_files, "translate", refuse)
     sentence = (
         r"in/0.png: 16 x 12 pixels, 1 at a time, cannot be translated by this network, which takes sides that are "
         r"multiples of 4, at least 8 \(Kernel size can't be greater than actual input size\)"
@@ -347,7 +350,7 @@ def test_results_that_are_not_finite_are_no_pictures(folder, capsys):
     state = torch.load("one.pth")
     torch.save(state | {"model.1.weight": state["model.1.weight"] * 1e38}, "large.pth")
     assert run("--precision", "bfloat16", weights="large.pth") in (0, 1)
-    real = translate.translate
+    real = translate
     seen = []
 
     def overflowing(network, images, **options):
@@ -355,7 +358,7 @@ def test_results_that_are_not_finite_are_no_pictures(folder, capsys):
         return real(network, images, **options) * (torch.nan if len(seen) == 2 else 1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(translate, "translate", overflowing)
+        patch.setattr(translate_files, "translate", overflowing)
         assert run(output="other") == 1
     error = capsys.readouterr().err
     assert "skipped: in/1.png (the result is not finite" in error and "2 of 3 images translated into other" in error

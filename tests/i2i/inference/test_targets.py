@@ -9,11 +9,13 @@ from PIL import Image
 from support import golden
 
 import i2i
+from i2i.cli import export, translate
 from i2i.data.images import read_image, to_tensor
 from i2i.errors import UsageError
 from i2i.files import CHECKPOINT
-from i2i.inference import export, tiles, translate
-from i2i.inference import targets as variants
+from i2i.inference import tiles
+from i2i.inference.export import portable
+from i2i.inference.targets import Choice
 from i2i.inference.weights import save_published
 from i2i.methods.matchgan import MatchGAN, MatchGANConfig
 from i2i.methods.stargan import StarGAN, StarGANConfig
@@ -174,7 +176,7 @@ def test_without_a_label_each_attribute_alone(labelled, weights, names):
 
 
 def test_names_of_results_stay_in_their_folder(tmp_path):
-    choice = variants.Choice(torch.nn.Identity(), ("../../away", "a\\b"), "labels")
+    choice = Choice(torch.nn.Identity(), ("../../away", "a\\b"), "labels")
     assert choice.targets(tmp_path / "x.png") == [tmp_path / "x" / name for name in (".._.._away.png", "a_b.png")]
 
 
@@ -234,7 +236,7 @@ def test_export_with_a_label(labelled, monkeypatch):
     x = golden.image("x", (2, 3, 24, 20))
     wanted = net(x, torch.tensor([[0.0, 0, 1]]).expand(2, -1))
     # PlainNorm would take running statistics for those of a norm in eval mode.
-    torch.testing.assert_close(export.portable(given[0])(x), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(portable(given[0])(x), wanted, atol=1e-5, rtol=0)
 
 
 def test_export_needs_a_label(labelled):

@@ -10,10 +10,13 @@ from PIL import Image
 from support import golden
 from torch import nn
 
+from i2i.cli.translate import add_arguments, run
 from i2i.data.images import read_image
 from i2i.errors import UsageError
-from i2i.inference import translate as module
-from i2i.inference.translate import add_arguments, encode_png, find_jobs, prepare, run, size_multiple, translate
+from i2i.inference import translate_files, weights
+from i2i.inference.outputs import find_jobs
+from i2i.inference.translate import prepare, size_multiple, translate
+from i2i.inference.translate_files import encode_png
 from i2i.networks import ResnetGenerator, UnetGenerator, init_weights
 from i2i.networks.discogan import DiscoGANDiscriminator
 
@@ -212,7 +215,7 @@ def test_batch_norm_as_published_goes_one_by_one(tmp_path, capsys, monkeypatch):
     """Results do not depend on the other images; with --eval, images go in batches."""
     net = UnetGenerator(ngf=2, num_downs=5, norm="batch", dropout=True)
     net.recognised, net.found_in = "U-Net", "a file"  # as the loader leaves it
-    monkeypatch.setattr(module.weights, "load", lambda *_, **__: net)
+    monkeypatch.setattr(weights, "load", lambda *_, **__: net)
     for name in "ab":
         picture(tmp_path / f"in/{name}.png", (64, 64), seed=ord(name))
     sizes = []
@@ -240,7 +243,7 @@ def test_interruption_keeps_what_is_written(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return translate(*args, **options)
 
-    monkeypatch.setattr(module, "translate", interrupted)
+    monkeypatch.setattr(translate_files, "translate", interrupted)
     assert command(tmp_path, small()) == 130
     assert "interrupted: 1 of 3 images are in" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["0.png"]
@@ -252,7 +255,7 @@ def test_out_of_memory_says_what_to_do(tmp_path, monkeypatch):
     def too_large(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "translate", too_large)
+    monkeypatch.setattr(translate_files, "translate", too_large)
     with pytest.raises(UsageError, match="a.png: 24 x 20 pixels, 1 at a time, are too large.*--tile"):
         command(tmp_path, small())
 

@@ -14,7 +14,8 @@ from support.tiny_runs import ROOT, TINY, arguments, losses, same
 
 import kernels
 from i2i import NotSaved, distributed
-from i2i.__main__ import DEFECT, explain, main
+from i2i.__main__ import main
+from i2i.cli.failures import DEFECT, explain
 from i2i.devices import choose_device
 from i2i.errors import UsageError
 from i2i.methods.cut import CUT, CUTConfig
