@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from i2i.errors import UsageError
@@ -15,43 +15,62 @@ LR_POLICIES = ("linear", "step", "plateau", "cosine")
 C = TypeVar("C", bound="Config")
 
 
+def setting(default: Any, help: str) -> Any:
+    """A field of a configuration, with what `i2i train --help` says of it."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class Config:
     """Common to every method. Fields carry the names of the published options where those have one."""
 
     # data
-    data: tuple[str, ...] = ()  # a folder with trainA and trainB, or two folders; (): the sample photographs
-    dataset_mode: str = "unaligned"  # aligned: A and B side by side in one picture; singleimage: one picture each
-    direction: str = "AtoB"  # BtoA: the other way round
-    preprocess: str = "resize_and_crop"  # crop, scale_width, scale_shortside (each also _and_crop), none, zoom, ...
-    load_size: int = 286  # pixels, images are brought to this size ...
-    crop_size: int = 256  # ... and a random square of this is cut out
-    flip: bool = True  # mirror half of the images
-    input_nc: int = 3  # channels of A, 1 to 4 ...
-    output_nc: int = 3  # ... and of B
-    serial_batches: bool = False  # images in the order of their names
-    max_dataset_size: int = 0  # 0: all images
-    pages: str = "refuse"  # files of several pictures (multi-page TIFF, animated GIF): refuse, first or all of them
-    num_threads: int = 4  # that read images; 0 is 1
-    batch_size: int = 1  # of each process
-    init_from: tuple[str, ...] = ()  # start from these weights: a run, published files or their folder
+    data: tuple[str, ...] = setting(
+        (), "a folder with trainA and trainB, or two folders; empty: sample photographs (published: dataroot)"
+    )
+    dataset_mode: str = setting(
+        "unaligned", "unaligned; aligned: A and B side by side in one picture; singleimage: one picture of each"
+    )
+    direction: str = setting("AtoB", "AtoB translates A to B, BtoA B to A")
+    preprocess: str = setting(
+        "resize_and_crop", "resize_and_crop, crop, scale_width, scale_shortside (each also _and_crop), none, zoom, ..."
+    )
+    load_size: int = setting(286, "pixels: images are scaled to this size first")
+    crop_size: int = setting(256, "pixels: side of the random square that is cut out and trained on")
+    flip: bool = setting(True, "mirror half of the images (published: no_flip)")
+    input_nc: int = setting(3, "channels of the images of A, 1 to 4")
+    output_nc: int = setting(3, "channels of the images of B, 1 to 4")
+    serial_batches: bool = setting(False, "take images in the order of their names, not in a random one")
+    max_dataset_size: int = setting(0, "images used of each folder; 0: all")
+    pages: str = setting(
+        "refuse", "of files with several pictures (multi-page TIFF, animated GIF): refuse, first or all of them"
+    )
+    num_threads: int = setting(4, "threads that read images; 0 counts as 1")
+    batch_size: int = setting(1, "images per step and process")
+    init_from: tuple[str, ...] = setting(
+        (), "start from the weights of a run, of published files or of a folder of such files"
+    )
     # optimisation
-    lr: float = 2e-4
-    beta1: float = 0.5  # of Adam
-    beta2: float = 0.999
-    lr_policy: str = "linear"  # linear, step, plateau or cosine; changes at the end of an epoch
-    n_epochs: int = 200  # at the full learning rate
-    n_epochs_decay: int = 200  # while it falls
-    lr_decay_iters: int = 50  # epochs between the steps of lr_policy=step
-    steps: int = 0  # stop after so many updates, whatever the epochs; 0: all epochs
-    seed: int = 0  # of weights, images and everything drawn
-    precision: str = "float32"  # or bfloat16, float16: of convolutions and maps; weights and losses stay float32
-    ema: float = 0.0  # decay per step of a moving average of the generators' weights; 0: none
+    lr: float = setting(2e-4, "learning rate of Adam at the start")
+    beta1: float = setting(0.5, "decay of Adam's mean of gradients")
+    beta2: float = setting(0.999, "decay of Adam's mean of squared gradients")
+    lr_policy: str = setting("linear", "how the learning rate falls, epoch by epoch: linear, step, plateau or cosine")
+    n_epochs: int = setting(200, "epochs at the full learning rate")
+    n_epochs_decay: int = setting(200, "epochs during which the learning rate falls")
+    lr_decay_iters: int = setting(50, "epochs between two steps of lr_policy=step")
+    steps: int = setting(0, "end the run after this many updates, whatever the epochs; 0: after all epochs")
+    seed: int = setting(0, "of the weights at the start, the order of images and everything else drawn at random")
+    precision: str = setting(
+        "float32", "float32, bfloat16 or float16 for convolutions and feature maps; weights and losses stay float32"
+    )
+    ema: float = setting(0.0, "decay per step of a moving average of the generators' weights; 0: no average")
     # bookkeeping
-    save_every: int = 1000  # steps between checkpoints
-    sample_every: int = 1000  # steps between sheets of pictures
-    keep_every: int = 5  # epochs between weight files that later ones do not replace
-    tensorboard: bool = False  # write events to <output>/tensorboard, too
+    save_every: int = setting(1000, "steps between checkpoints (published: save_latest_freq)")
+    sample_every: int = setting(1000, "steps between sheets of pictures (published: display_freq)")
+    keep_every: int = setting(
+        5, "epochs between weight files that later ones do not replace (published: save_epoch_freq)"
+    )
+    tensorboard: bool = setting(False, "write losses to <output>/tensorboard as well")
 
     # (A, B); of labelled images StarGAN makes another choice.
     DATASET_MODES: ClassVar[tuple[str, ...]] = ("unaligned", "aligned", "singleimage")
@@ -102,6 +121,12 @@ class Config:
         self.require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
 
     @classmethod
+    def help_of(cls, name: str) -> str:
+        """Of a field: its own help, or that of the class which it takes the field from with another default."""
+        found = (vars(part).get("__dataclass_fields__", {}).get(name) for part in cls.__mro__)
+        return next((each.metadata["help"] for each in found if each and each.metadata.get("help")), "")
+
+    @classmethod
     def from_dict(cls: type[C], values: dict[str, Any]) -> C:
         known = [f.name for f in fields(cls)]
         for name in values:
@@ -114,16 +139,18 @@ class Config:
 class NetworkConfig(Config):
     """The networks of the CUT and CycleGAN repositories (their options netG, netD, normG, no_dropout, ...)."""
 
-    generator: str = "resnet_9blocks"  # resnet_<n>blocks, unet_<n> or stylegan2 (published: netG)
-    discriminator: str = "basic"  # basic, n_layers, pixel or stylegan2 (published: netD)
-    ngf: int = 64  # channels of the generator's first layer
-    ndf: int = 64  # and of the discriminator's
-    n_layers_d: int = 3  # of discriminator=n_layers
-    norm: str = "instance"  # instance, batch or none
-    dropout: bool = False
-    init_type: str = "normal"  # normal, xavier, kaiming or orthogonal
-    init_gain: float = 0.02
-    gan_mode: str = "lsgan"  # lsgan, vanilla, nonsaturating, wgangp (with its penalty) or hinge
+    generator: str = setting("resnet_9blocks", "resnet_<n>blocks, unet_<n> or stylegan2 (published: netG)")
+    discriminator: str = setting("basic", "basic, n_layers, pixel or stylegan2 (published: netD)")
+    ngf: int = setting(64, "channels of the generator's first layer")
+    ndf: int = setting(64, "channels of the discriminator's first layer")
+    n_layers_d: int = setting(3, "strided convolutions of discriminator=n_layers")
+    norm: str = setting("instance", "instance, batch or none, in both networks (published: normG, normD)")
+    dropout: bool = setting(False, "dropout of 0.5 in the generator (published: no_dropout)")
+    init_type: str = setting(
+        "normal", "distribution of the weights at the start: normal, xavier, kaiming or orthogonal"
+    )
+    init_gain: float = setting(0.02, "scale of the weights at the start; kaiming has none")
+    gan_mode: str = setting("lsgan", "lsgan, vanilla, nonsaturating, wgangp (with gradient penalty) or hinge")
 
     # The moving average, because the networks of so small a game go around each other (see CUTConfig).
     SAMPLE: ClassVar[dict[str, Any]] = Config.SAMPLE | {

@@ -7,11 +7,10 @@ accepted beside them.
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -82,7 +81,6 @@ OF_THAT_RUN = {"name", "checkpoints_dir", "continue_train", "gpu_ids", "istrain"
 
 
 ASSIGNMENT = re.compile(r"[A-Za-z]\w*=")
-FIELD = re.compile(r"^    (\w+): [^=\n]+ = [^#\n]*(?:# (.*))?$", re.MULTILINE)  # of a dataclass, and its comment
 
 
 def read_words(words: Sequence[str]) -> dict[str, Any]:
@@ -224,14 +222,9 @@ def require_value(name: str, value: Any) -> str:
 
 
 def describe(config: type[Config]) -> str:
-    """Every option of a method with its default and what the source says of it, a line each."""
-    notes: dict[str, str] = {}
-    for part in reversed(config.__mro__):
-        if is_dataclass(part):
-            for name, note in FIELD.findall(inspect.getsource(part)):
-                notes[name] = note or notes.get(name, "")
-    lines = [(f"  {field.name}={written(field.default)}", notes.get(field.name, "")) for field in fields(config)]
-    return "\n".join(f"{setting:32}  {note}".rstrip() for setting, note in lines)
+    """Every option of a method with its default and its help, a line each."""
+    lines = [(f"  {field.name}={written(field.default)}", config.help_of(field.name)) for field in fields(config)]
+    return "\n".join(f"{setting:32}  {text}".rstrip() for setting, text in lines)
 
 
 def written(value: Any) -> str:

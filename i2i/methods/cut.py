@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
-from i2i.config import NetworkConfig
+from i2i.config import NetworkConfig, setting
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
 from i2i.methods.losses import GANLoss, discriminator_loss
@@ -34,26 +34,36 @@ Keys = tuple[list[Tensor], list[Tensor] | None]
 @dataclass
 class CUTConfig(NetworkConfig):
     init_type: str = "xavier"
-    antialias: bool = True  # blur before the generator and discriminator halve a map ...
-    antialias_up: bool = True  # ... and as the generator doubles one
-    lambda_gan: float = 1.0
-    lambda_nce: float = 1.0  # 0: no contrastive loss, and no network F
-    nce_idt: bool = True  # B through G, contrasted with itself
-    nce_layers: tuple[int, ...] = NCE_LAYERS
-    feature_network: str = "mlp_sample"  # published netF: mlp_sample, sample or reshape
-    feature_width: int = 256  # of mlp_sample's rows
-    num_patches: int = 256
-    temperature: float = 0.07
-    flip_equivariance: bool = False  # half the steps translate mirrored images and compare with the unmirrored
-    contrast: str = "nce"  # nce, dcl, monce or hdce: see CUT.contrast
-    negatives: str = (
-        "image"  # patches that are wrong answers: of the same image, the minibatch, or external (past images)
+    antialias: bool = setting(
+        True, "blur before the generator and the discriminator halve a map (published: no_antialias)"
     )
-    queue_size: int = 16384  # patches of past images kept for each layer, with negatives="external"
-    monce_eps: float = 1.0  # published default; 0.1 is what MoNCE's horse2zebra script takes
-    hdce_gamma: float = 10.0  # constant; published runs lower it to this while they train, from 50 for instance
-    lambda_src: float = 0.05  # of hDCE's companion, the semantic relation loss
-    published_order: bool = False  # encode the sources of the contrastive loss again instead of keeping their patches
+    antialias_up: bool = setting(True, "blur where the generator doubles a map (published: no_antialias_up)")
+    lambda_gan: float = setting(1.0, "weight of the generator's GAN loss")
+    lambda_nce: float = setting(1.0, "weight of the contrastive loss; 0: neither that loss nor network F")
+    nce_idt: bool = setting(True, "translate B, too, and contrast the result with B itself")
+    nce_layers: tuple[int, ...] = setting(NCE_LAYERS, "layers of the generator whose features are contrasted")
+    feature_network: str = setting("mlp_sample", "network F: mlp_sample, sample or reshape (published: netF)")
+    feature_width: int = setting(256, "length of the feature vectors that mlp_sample makes (published: netF_nc)")
+    num_patches: int = setting(256, "patches sampled from each of nce_layers per image")
+    temperature: float = setting(0.07, "divides the similarities in the contrastive loss (published: nce_T)")
+    flip_equivariance: bool = setting(
+        False, "mirror the images in half of the steps, and compare with the features of the unmirrored"
+    )
+    contrast: str = setting("nce", "contrastive loss: nce (the paper's), dcl, monce or hdce")
+    negatives: str = setting(
+        "image",
+        "what a patch is contrasted with: patches of the same image, of the minibatch, or external: of past images",
+    )
+    queue_size: int = setting(16384, "patches of past images kept for each layer, with negatives=external")
+    monce_eps: float = setting(1.0, "regularisation of MoNCE's transport plan; its horse2zebra script takes 0.1")
+    hdce_gamma: float = setting(
+        10.0,
+        "how much hDCE prefers hard negatives; constant here, published runs lower it to this, from 50 for instance",
+    )
+    lambda_src: float = setting(0.05, "weight of hDCE's semantic relation loss")
+    published_order: bool = setting(
+        False, "encode the sources of the contrastive loss again, as published, instead of keeping their patches"
+    )
 
     # ema: a run whose weights scored 22.6 dB after 600 steps had 12.4 after 1000; averages with decay 0.99, 0.995 and
     # 0.998 then scored 14.5, 17.7 and 21.5.

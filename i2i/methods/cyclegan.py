@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from i2i.config import NetworkConfig
+from i2i.config import NetworkConfig, setting
 from i2i.methods.base import Method, frozen
 from i2i.methods.image_pool import ImagePool
 from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss
@@ -44,10 +44,12 @@ class TranslatorConfig(NetworkConfig):
 
 @dataclass
 class CycleGANConfig(TranslatorConfig):
-    pool_size: int = 50  # translated images that a discriminator may be shown again; 0: only the newest
-    lambda_a: float = 10.0  # of A -> B -> A
-    lambda_b: float = 10.0  # of B -> A -> B
-    lambda_identity: float = 0.5  # times lambda_b: G_A leaves B alone; times lambda_a: G_B leaves A alone
+    pool_size: int = setting(50, "past translations that a discriminator may be shown again; 0: only the newest")
+    lambda_a: float = setting(10.0, "weight of the cycle A -> B -> A")
+    lambda_b: float = setting(10.0, "weight of the cycle B -> A -> B")
+    lambda_identity: float = setting(
+        0.5, "weight of the identity loss: times lambda_b for B through G_A, times lambda_a for A through G_B"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2i.config import Config
+from i2i.config import Config, setting
 from i2i.errors import UsageError
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
@@ -26,14 +26,16 @@ class DiscoGANConfig(Config):
     crop_size: int = SIDE
     flip: bool = False
     batch_size: int = 64
-    extra_layers: bool = False  # a bottleneck of a single vector in the generators
-    ngf: int = 64
-    ndf: int = 64
-    starting_rate: float = 0.01  # weight of the reconstruction loss, against 1 - it of the others ...
-    default_rate: float = 0.5  # ... from this iteration on:
-    gan_curriculum: int = 10_000
-    update_interval: int = 3  # iterations, of which the first updates D and the others G
-    weight_decay: float = 1e-5
+    extra_layers: bool = setting(False, "reduce images to a single vector inside the generators")
+    ngf: int = setting(64, "channels of the generator's first layer")
+    ndf: int = setting(64, "channels of the discriminator's first layer")
+    starting_rate: float = setting(0.01, "weight r of the reconstruction loss at first; the other losses have 1 - r")
+    default_rate: float = setting(0.5, "weight r from iteration gan_curriculum on")
+    gan_curriculum: int = setting(10_000, "iterations with starting_rate before default_rate")
+    update_interval: int = setting(
+        3, "iterations of which the first updates the discriminators and the others the generators"
+    )
+    weight_decay: float = setting(1e-5, "of Adam, for all weights")
     n_epochs: int = 5000
     n_epochs_decay: int = 0
     keep_every: int = 500

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2i.config import setting
 from i2i.data.labelled import BATCH, GROUP
 from i2i.methods.stargan import StarGAN, StarGANConfig
 from i2i.networks.stargan import MatchGANDiscriminator, MatchGANGenerator
@@ -22,10 +23,10 @@ FIRST, SECOND = map(list, zip(*SAME, *DIFFERENT))
 
 @dataclass
 class MatchGANConfig(StarGANConfig):
-    dataset_mode: str = "few_labels"
+    dataset_mode: str = setting("few_labels", "few_labels: images of which some are labelled, the only choice")
     exclusive: tuple[str, ...] = ("Black_Hair+Blond_Hair+Brown_Hair",)
-    labelled_percentage: float = 100.0
-    lambda_match: float = 0.5
+    labelled_percentage: float = setting(100.0, "percent of the training images whose labels are used")
+    lambda_match: float = setting(0.5, "weight of the loss of matching pairs")
 
     DATASET_MODES: ClassVar[tuple[str, ...]] = ("few_labels",)
     SAMPLE: ClassVar[dict[str, Any]] = StarGANConfig.SAMPLE | {"labelled_percentage": 10.0, "n_critic": 3}

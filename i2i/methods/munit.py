@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from i2i import distributed
-from i2i.config import Config
+from i2i.config import Config, setting
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
 from i2i.methods.losses import GANLoss, l1_loss
@@ -39,29 +39,33 @@ class MUNITConfig(Config):
     preprocess: str = "scale_shortside_and_crop"
     load_size: int = 256
     lr: float = 1e-4
-    weight_decay: float = 1e-4  # of all weights, biases and norms
+    weight_decay: float = setting(1e-4, "of Adam, for all weights, biases and norms included")
     steps: int = 1_000_000
-    n_epochs: int = 1_000_000  # enough for the steps, which end the run
+    n_epochs: int = setting(1_000_000, "more than the steps need, which end the run")
     n_epochs_decay: int = 0
-    step_size: int = 100_000  # after so many steps, each time, the learning rate is multiplied ...
-    gamma: float = 0.5  # ... by this
-    keep_every: int = 50  # epochs, of which 1e6 steps on a small set are thousands
-    ngf: int = 64  # published: gen.dim
-    style_dim: int = 8
-    n_downsample: int = 2  # of the content
-    n_res: int = 4
-    mlp_dim: int = 256
-    ndf: int = 64  # published: dis.dim
-    n_layers_d: int = 4
-    num_scales: int = 3  # of the discriminators
-    gan_mode: str = "lsgan"
-    gan_w: float = 1.0
-    recon_x_w: float = 10.0  # images from their own codes
-    recon_s_w: float = 1.0  # sampled styles from the translations made with them
-    recon_c_w: float = 1.0  # contents from translations
-    recon_x_cyc_w: float = 0.0  # images from their translations and their own style
-    vgg_w: float = 0.0  # of the perceptual distance between a translation and its source ...
-    vgg_weights: str = ""  # ... on a VGG-16 with the weights in this file (see i2i.networks.vgg)
+    step_size: int = setting(100_000, "steps after which the learning rate is multiplied by gamma, again and again")
+    gamma: float = setting(0.5, "factor of the learning rate every step_size steps")
+    keep_every: int = setting(
+        50, "epochs between weight files that later ones do not replace; a small set has thousands in 1e6 steps"
+    )
+    ngf: int = setting(64, "channels of the generators' first layer (published: gen.dim)")
+    style_dim: int = setting(8, "numbers in a style code")
+    n_downsample: int = setting(2, "times that the content encoder halves an image")
+    n_res: int = setting(4, "residual blocks of the content encoder and of the decoder")
+    mlp_dim: int = setting(256, "width of the network from a style code to scales and shifts")
+    ndf: int = setting(64, "channels of the discriminators' first layer (published: dis.dim)")
+    n_layers_d: int = setting(4, "strided convolutions of each discriminator (published: dis.n_layer)")
+    num_scales: int = setting(3, "scales that the discriminators judge, each half the one before")
+    gan_mode: str = setting("lsgan", "GAN loss: lsgan or nsgan (published: gan_type)")
+    gan_w: float = setting(1.0, "weight of the GAN loss")
+    recon_x_w: float = setting(10.0, "weight of the reconstruction of images from their own codes")
+    recon_s_w: float = setting(1.0, "weight of the reconstruction of sampled styles from translations made with them")
+    recon_c_w: float = setting(1.0, "weight of the reconstruction of contents from translations")
+    recon_x_cyc_w: float = setting(0.0, "weight of the cycle: images from their translations and their own style")
+    vgg_w: float = setting(
+        0.0, "weight of the perceptual distance between a translation and its source; above 0 needs vgg_weights"
+    )
+    vgg_weights: str = setting("", "file with the Caffe weights of VGG-16 (see i2i.networks.vgg)")
 
     SAMPLE: ClassVar[dict[str, Any]] = Config.SAMPLE | {
         "load_size": 64,

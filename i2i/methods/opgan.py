@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2i.config import setting
 from i2i.methods.cyclegan import CycleGAN, CycleGANConfig
 from i2i.networks.init import init_weights
 from i2i.networks.opgan import SiameseNetwork
@@ -48,13 +49,17 @@ SHARED_LOSSES = ("content", "domain")  # of S and the generators
 @dataclass
 class OPGANConfig(CycleGANConfig):
     lambda_identity: float = 0.0
-    lambda_s: float = 1.0  # the paper's beta
-    n_pairs: int = 4  # for each image and direction
-    pair_sampling: str = "scenario"  # D1, D2, C1, C2 alike; "uniform": two of the 18 patches
-    attention_on: str = "maps"  # registration compares attention maps; "pixels": maps times patches
-    normalize_attention: bool = False  # to a mean of 1
-    register_siamese: bool = True  # registration trains S, too, and not the generators alone
-    nsf: int = 64  # width of S
+    lambda_s: float = setting(1.0, "weight of the losses of the siamese network S (the paper's beta)")
+    n_pairs: int = setting(4, "pairs of patches for each image and direction")
+    pair_sampling: str = setting(
+        "scenario", "scenario: the four kinds of pairs equally often; uniform: any two of the 18 patches"
+    )
+    attention_on: str = setting(
+        "maps", "what registration compares: the attention maps, or the pixels they let through"
+    )
+    normalize_attention: bool = setting(False, "scale attention maps to a mean of 1 before they are compared")
+    register_siamese: bool = setting(True, "let registration train S, too, and not the generators alone")
+    nsf: int = setting(64, "channels of S's first layer")
 
     # Without identity loss a translation may as well be a negative: nothing in the sample tells (11.5 dB, from 11.9).
     SAMPLE: ClassVar[dict[str, Any]] = CycleGANConfig.SAMPLE | {"nsf": 16, "lambda_identity": 0.5}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from i2i.config import setting
 from i2i.methods.base import Method, frozen
 from i2i.methods.cyclegan import TranslatorConfig
 from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss
@@ -19,9 +20,9 @@ class Pix2PixConfig(TranslatorConfig):
     dataset_mode: str = "aligned"
     generator: str = "unet_256"
     norm: str = "batch"
-    dropout: bool = True  # the only noise there is; on in translation, too
+    dropout: bool = setting(True, "dropout of 0.5 in the generator, its only noise; on in translation, too")
     gan_mode: str = "vanilla"
-    lambda_l1: float = 100.0
+    lambda_l1: float = setting(100.0, "weight of the distance between a translation and its true answer")
 
     SAMPLE: ClassVar[dict[str, Any]] = TranslatorConfig.SAMPLE | {"generator": "unet_64"}
 

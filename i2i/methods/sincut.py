@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from i2i.config import setting
 from i2i.methods.cut import CUT, CUTConfig, Keys
 from i2i.methods.losses import image_gradient
 from kernels._dtypes import wide
@@ -25,7 +26,7 @@ class SinCUTConfig(CUTConfig):
     lr: float = 2e-3
     beta1: float = 0.0
     beta2: float = 0.99
-    n_epochs: int = 8  # of 100,000 crops
+    n_epochs: int = setting(8, "epochs of 100,000 crops at the full learning rate")
     n_epochs_decay: int = 8
     keep_every: int = 1
     generator: str = "stylegan2"
@@ -37,8 +38,8 @@ class SinCUTConfig(CUTConfig):
     nce_layers: tuple[int, ...] = (0, 2, 4)
     num_patches: int = 1
     negatives: str = "minibatch"
-    lambda_r1: float = 1.0
-    lambda_identity: float = 1.0
+    lambda_r1: float = setting(1.0, "weight of the penalty on the discriminator's gradient (R1)")
+    lambda_identity: float = setting(1.0, "weight of the mean absolute difference between B and its translation")
 
     SAMPLE: ClassVar[dict[str, Any]] = CUTConfig.SAMPLE | {
         "generator": "stylegan2",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2i.config import Config
+from i2i.config import Config, setting
 from i2i.data.labels import LabelSpace
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
@@ -25,28 +25,43 @@ class StarGANConfig(Config):
     """The published names and defaults (options of its `main.py`), but: steps is num_iters, crop_size image_size and
     center_crop celeba_crop_size or rafd_crop_size there."""
 
-    dataset_mode: str = "attributes"
-    center_crop: int = 178  # pixels: this square from the middle of a picture is reduced to crop_size; 0: the largest
+    data: tuple[str, ...] = setting(
+        (), "a folder with pictures and an attribute file, or these two, or a folder of class folders; empty: samples"
+    )
+    dataset_mode: str = setting("attributes", "attributes: labelled images, the only choice")
+    center_crop: int = setting(
+        178, "pixels: side of the square cut from the middle of a picture and scaled to crop_size; 0: the largest"
+    )
     crop_size: int = 128
     batch_size: int = 16
-    test_images: int = 1999  # of an attribute file, held out of training
-    label_kind: str = "attributes"  # any of them at once, from a file as CelebA's; "classes": one each, from folders
-    selected_attrs: tuple[str, ...] = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")  # or the folders
-    exclusive: tuple[str, ...] = ("Black_Hair+Blond_Hair+Brown_Hair+Gray_Hair",)  # attributes: one of each at most
-    g_conv_dim: int = 64
-    d_conv_dim: int = 64
-    g_repeat_num: int = 6
-    d_repeat_num: int = 6
-    lambda_cls: float = 1.0
-    lambda_rec: float = 10.0
-    lambda_gp: float = 10.0
-    n_critic: int = 5  # updates of D for one of G
+    test_images: int = setting(1999, "images of an attribute file that are held out of training")
+    label_kind: str = setting(
+        "attributes", "attributes: any of them at once, from a file like CelebA's; classes: one each, from folders"
+    )
+    selected_attrs: tuple[str, ...] = setting(
+        ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young"), "attributes to change, or the class folders"
+    )
+    exclusive: tuple[str, ...] = setting(
+        ("Black_Hair+Blond_Hair+Brown_Hair+Gray_Hair",), "groups A+B+C of attributes, of which an image has at most one"
+    )
+    g_conv_dim: int = setting(64, "channels of the generator's first layer")
+    d_conv_dim: int = setting(64, "channels of the discriminator's first layer")
+    g_repeat_num: int = setting(6, "residual blocks of the generator")
+    d_repeat_num: int = setting(6, "strided convolutions of the discriminator")
+    lambda_cls: float = setting(1.0, "weight of the classification loss")
+    lambda_rec: float = setting(10.0, "weight of the reconstruction loss")
+    lambda_gp: float = setting(10.0, "weight of the gradient penalty")
+    n_critic: int = setting(5, "updates of D for one of G")
     lr: float = 1e-4
-    lr_decay: str = "upstream"  # what the published figures come from; "linear": what the paper says
-    num_iters_decay: int = 100_000  # iterations, the last ones, over which the learning rate falls
+    lr_decay: str = setting(
+        "upstream", "upstream: the schedule behind the published figures; linear: what the paper says"
+    )
+    num_iters_decay: int = setting(100_000, "iterations at the end over which the learning rate falls")
     steps: int = 200_000
-    n_epochs: int = 1_000_000  # enough for the steps, which end the run
-    keep_every: int = 50  # epochs, of which 200,000 steps on a small set are thousands
+    n_epochs: int = setting(1_000_000, "more than the steps need, which end the run")
+    keep_every: int = setting(
+        50, "epochs between weight files that later ones do not replace; a small set has thousands in 200,000 steps"
+    )
 
     DATASET_MODES: ClassVar[tuple[str, ...]] = ("attributes",)
     SAMPLE: ClassVar[dict[str, Any]] = Config.SAMPLE | {

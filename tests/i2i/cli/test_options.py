@@ -1,6 +1,6 @@
 """From words to configurations: spellings, published names, types, and what mistakes are answered with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 
@@ -107,10 +107,20 @@ def test_values_become_what_their_fields_are():
     assert convert("steps", 7.0, int) == 7
 
 
-def test_settings_are_described_by_the_comments_at_their_fields():
-    lines = {line.split("=")[0].strip(): line for line in options.describe(CUTConfig).splitlines()}
-    assert lines["load_size"].split(maxsplit=1)[1] == "pixels, images are brought to this size ..."
-    assert lines["contrast"].startswith("  contrast=nce ") and "dcl" in lines["contrast"]
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_has_a_help(name):
+    config = METHODS[name].Config
+    lines = options.describe(config).splitlines()
+    for field, line in zip(fields(config), lines, strict=True):
+        setting, _, text = line.strip().partition("  ")
+        assert setting.startswith(f"{field.name}=") and text.strip(), line
+        assert not text.strip().startswith("...") and not text.endswith("..") or field.name == "preprocess", line
+
+
+def test_a_default_of_its_own_keeps_the_help():
+    lines = {line.split("=")[0].strip(): line for line in options.describe(METHODS["sincut"].Config).splitlines()}
+    assert lines["lr"].split(maxsplit=1) == ["lr=0.002", "learning rate of Adam at the start"]
+    assert lines["n_epochs"].endswith("epochs of 100,000 crops at the full learning rate")
 
 
 @pytest.mark.parametrize("name", METHODS)
