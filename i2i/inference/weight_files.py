@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from i2i.errors import UsageError
 from i2i.files import CHECKPOINT, CHECKPOINT_FORMAT, published_options, read_tensors, refuse_pickled
-from i2i.networks.recognise import RECOGNISERS, State
+from i2i.networks.keys import State
+from i2i.networks.recognise import RECOGNISERS
 
 # Under which a file of others may hold what it is about, best first: BasicSR's, timm's, Lightning's, anyone's. Averages
 # come first, as they do of checkpoints of i2i.

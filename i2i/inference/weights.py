@@ -21,7 +21,7 @@ from i2i.inference.weight_files import (
     recognise,
     without_prefixes,
 )
-from i2i.networks.recognise import State
+from i2i.networks.keys import State
 
 DIRECTIONS = {"AtoB": ("gen_a", "gen_b"), "BtoA": ("gen_b", "gen_a")}  # of MUNIT, whose translators are pairs
 FIRST = ("G", "G_A")

@@ -6,12 +6,10 @@ networks themselves convert, so that outside them an image is what it is to ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor, nn
 
-State = Mapping[str, Tensor]
+from i2i.networks.keys import Recognised, Settings, State
+
 BOTTLENECK = 100  # channels of the 1 x 1 map that `extra_layers` adds
 
 
@@ -76,7 +74,7 @@ class DiscoGANDiscriminator(nn.Module):
         return self.conv5(x), features
 
 
-def discogan_generator(state: State, impl: str, config: Mapping[str, Any]) -> tuple[nn.Module, str] | None:
+def discogan_generator(state: State, impl: str, config: Settings) -> Recognised | None:
     """A recogniser (see i2i/networks/recognise.py)."""
     if not {"main.0.weight", "main.3.running_mean", "main.11.weight"} <= set(state):
         return None
@@ -86,7 +84,7 @@ def discogan_generator(state: State, impl: str, config: Mapping[str, Any]) -> tu
     return net, f"DiscoGAN generator{', extra layers' if extra else ''}, width {conv_dim}, {image_nc} channels"
 
 
-def discogan_discriminator(state: State, impl: str, config: Mapping[str, Any]) -> tuple[nn.Module, str] | None:
+def discogan_discriminator(state: State, impl: str, config: Settings) -> Recognised | None:
     """A recogniser."""
     if not {"conv1.weight", "bn2.weight", "conv5.weight"} <= set(state):
         return None

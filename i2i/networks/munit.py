@@ -7,14 +7,12 @@ can be shared by threads and replicas, compiled and exported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from i2i.networks.keys import Recognised, Settings, State
 
 STYLE_DOWNSAMPLINGS = 4  # of the style encoder, whatever the content encoder's
 
@@ -248,7 +246,7 @@ class MunitDiscriminator(nn.Module):
         return scores
 
 
-def munit_translator(state: Mapping[str, Tensor], impl: str, config: Mapping[str, Any]) -> tuple[nn.Module, str] | None:
+def munit_translator(state: State, impl: str, config: Settings) -> Recognised | None:
     """From both domains' generators, keys `source.` and `target.` in front of the published ones."""
     parts = [generator_of(state, f"{part}.", impl) for part in ("source", "target")]
     if None in parts:
@@ -257,14 +255,12 @@ def munit_translator(state: Mapping[str, Tensor], impl: str, config: Mapping[str
     return MunitTranslator(source, target), f"MUNIT translator, {described(source)} -> {described(target)}"
 
 
-def munit_generator(state: Mapping[str, Tensor], impl: str, config: Mapping[str, Any]) -> tuple[nn.Module, str] | None:
+def munit_generator(state: State, impl: str, config: Settings) -> Recognised | None:
     net = generator_of(state, "", impl)
     return net and (net, f"MUNIT generator of one domain, {described(net)}")
 
 
-def munit_discriminator(
-    state: Mapping[str, Tensor], impl: str, config: Mapping[str, Any]
-) -> tuple[nn.Module, str] | None:
+def munit_discriminator(state: State, impl: str, config: Settings) -> Recognised | None:
     if "cnns.0.0.conv.weight" not in state:
         return None
     dim, input_nc = state["cnns.0.0.conv.weight"].shape[:2]
@@ -274,7 +270,7 @@ def munit_discriminator(
     return net, f"MUNIT discriminator, {scales} scales of {n_layer} layers, width {dim}, {input_nc} channels"
 
 
-def generator_of(state: Mapping[str, Tensor], prefix: str, impl: str) -> MunitGenerator | None:
+def generator_of(state: State, prefix: str, impl: str) -> MunitGenerator | None:
     """The generator that the keys after `prefix` and their shapes are of, without its weights."""
 
     def shape(key: str) -> torch.Size:

@@ -11,14 +11,12 @@ by which domains differ, batch norm has nothing to work with at one pair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-State = Mapping[str, Tensor]
+from i2i.networks.keys import Recognised, Settings, State
+
 CLASSES = 3  # both from domain A, both from domain B, one of each
 
 
@@ -82,7 +80,7 @@ class SiameseNetwork(nn.Module):
         return *maps, self.classify(torch.cat(domain.chunk(2), dim=1))
 
 
-def siamese_network(state: State, impl: str, config: Mapping[str, Any]) -> tuple[nn.Module, str] | None:
+def siamese_network(state: State, impl: str, config: Settings) -> Recognised | None:
     """A recogniser (see i2i/networks/recognise.py)."""
     if not {"encoder.0.weight", "attend.weight", "classify.0.weight"} <= set(state):
         return None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import kernels
 from i2i.errors import UsageError
+from i2i.networks.keys import Recognised, Settings, State, indices
 
 Ids = list[Tensor] | None
 
@@ -104,3 +105,14 @@ def feature_network(name: str, channels: Sequence[int], width: int = 256, *, imp
     if name == "reshape":
         return PooledFeatures(channels, impl)
     raise UsageError(f"feature network must be one of mlp_sample, sample, reshape, got {name!r}")
+
+
+def patch_features(state: State, impl: str, config: Settings) -> Recognised | None:
+    """A recogniser (see i2i/networks/recognise.py)."""
+    layers = indices(state, r"mlp_(\d+)\.0\.weight")
+    if not layers:
+        return None
+    channels = [state[f"mlp_{i}.0.weight"].shape[1] for i in layers]
+    width = state["mlp_0.0.weight"].shape[0]
+    listed = ", ".join(map(str, channels))
+    return PatchFeatureNetwork(channels, width, impl), f"Feature network, MLPs {listed} -> {width} channels (CUT)"

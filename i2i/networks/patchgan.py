@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import kernels
 from i2i.errors import UsageError
+from i2i.networks.keys import Recognised, Settings, State, indices, norm_behind, norm_name
 from i2i.networks.norms import norm_layer
 
 
@@ -73,3 +74,30 @@ class PixelDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+def patch_discriminator(state: State, impl: str, config: Settings) -> Recognised | None:
+    """A recogniser (see i2i/networks/recognise.py)."""
+    if "model.0.weight" not in state or state["model.0.weight"].dim() != 4:
+        return None
+    convolutions = [n for n in indices(state, r"model\.(\d+)\.weight") if state[f"model.{n}.weight"].dim() == 4]
+    if len(convolutions) < 3:
+        return None
+    ndf, input_nc = state["model.0.weight"].shape[:2]
+    n_layers = len(convolutions) - 2
+    antialias = "model.2.filt" in state
+    norm = norm_behind(state, f"model.{convolutions[1]}", f"model.{convolutions[1] + 1}")
+    net = PatchDiscriminator(input_nc, ndf, n_layers, norm=norm, antialias=antialias, impl=impl)
+    parts = [f"PatchGAN discriminator, {n_layers} layers, width {ndf}", norm_name(norm)]
+    parts += ["antialiased"] if antialias else []
+    return net, f"{', '.join(parts)}, {input_nc} channels ({'CUT' if antialias else 'CycleGAN, pix2pix'})"
+
+
+def pixel_discriminator(state: State, impl: str, config: Settings) -> Recognised | None:
+    """A recogniser (see i2i/networks/recognise.py)."""
+    if not {"net.0.weight", "net.2.weight", "net.5.weight"} <= set(state):
+        return None
+    ndf, input_nc = state["net.0.weight"].shape[:2]
+    norm = norm_behind(state, "net.2", "net.3")
+    net = PixelDiscriminator(input_nc, ndf, norm=norm, impl=impl)
+    return net, f"Pixel discriminator, width {ndf}, {norm_name(norm)}, {input_nc} channels (CycleGAN, pix2pix)"

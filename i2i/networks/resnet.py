@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 import kernels
+from i2i.networks.keys import Recognised, Settings, State, indices, norm_behind, norm_name
 from i2i.networks.norms import norm_layer
 from i2i.networks.taps import TappedGenerator
 
@@ -91,3 +92,25 @@ class ResnetGenerator(TappedGenerator):
 
     def chain(self) -> Sequence[nn.Module]:
         return self.model
+
+
+def resnet_generator(state: State, impl: str, config: Settings) -> Recognised | None:
+    """A recogniser (see i2i/networks/recognise.py)."""
+    blocks = indices(state, r"model\.(\d+)\.conv_block\.")
+    if "model.1.weight" not in state or not blocks:
+        return None
+    ngf, input_nc = state["model.1.weight"].shape[:2]
+    last = indices(state, r"model\.(\d+)\.weight")[-1]
+    output_nc = state[f"model.{last}.weight"].shape[0]
+    first = f"model.{blocks[0]}.conv_block"
+    dropout = f"{first}.6.weight" in state and state[f"{first}.6.weight"].dim() == 4  # else a batch norm's
+    down = "model.7.filt" in state
+    up = any(key.endswith(".filt") and int(key.split(".")[1]) > blocks[-1] for key in state)
+    norm = norm_behind(state, "model.1", "model.2")
+    options = {"norm": norm, "dropout": dropout, "antialias_down": down, "antialias_up": up}
+    net = ResnetGenerator(input_nc, output_nc, ngf, len(blocks), **options, impl=impl)
+    parts = [f"ResNet generator, {len(blocks)} blocks, width {ngf}", norm_name(norm), *(["dropout"] if dropout else [])]
+    antialiased = " and ".join(["down"] * down + ["up"] * up)
+    parts += [f"antialiased {antialiased}"] if antialiased else []
+    parts.append(f"{input_nc} -> {output_nc} channels")
+    return net, f"{', '.join(parts)} ({'CUT' if antialiased else 'CycleGAN, pix2pix'})"

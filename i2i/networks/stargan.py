@@ -7,8 +7,7 @@ the work of norm and ReLU, the ReLU's place is held by an Identity.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from torch.nn import functional as F
 import kernels
 from i2i.data.labels import LabelSpace
 from i2i.errors import UsageError
-
-State = Mapping[str, Tensor]
+from i2i.networks.keys import Recognised, Settings, State
 
 
 class TrackedInstanceNorm2d(kernels.InstanceNorm2d):
@@ -225,7 +223,7 @@ class MatchGANDiscriminator(StarGANDiscriminator):
         return left[first] + right[second]
 
 
-def stargan_generator(state: State, impl: str, config: Mapping[str, Any]) -> tuple[nn.Module, str] | None:
+def stargan_generator(state: State, impl: str, config: Settings) -> Recognised | None:
     """A recogniser (see i2i/networks/recognise.py) of both generators."""
     matching = "encoder.1.running_mean" in state
     first, last = ("encoder", "decoder") if matching else ("main", "main")
@@ -242,14 +240,14 @@ def stargan_generator(state: State, impl: str, config: Mapping[str, Any]) -> tup
     return net, f"{name} generator, {size} ({', '.join(net.labels.names)})"
 
 
-def labels_of(config: Mapping[str, Any], c_dim: int) -> LabelSpace:
+def labels_of(config: Settings, c_dim: int) -> LabelSpace:
     """What the labels mean, by the configuration of a checkpoint of ours; published files do not say."""
     if "selected_attrs" not in config:
         return LabelSpace([f"label_{number}" for number in range(1, c_dim + 1)])
     return LabelSpace(config["selected_attrs"], config["exclusive"], config["label_kind"] == "classes")
 
 
-def stargan_discriminator(state: State, impl: str, config: Mapping[str, Any]) -> tuple[nn.Module, str] | None:
+def stargan_discriminator(state: State, impl: str, config: Settings) -> Recognised | None:
     """A recogniser of both discriminators."""
     if not {"main.0.bias", "conv1.weight", "conv2.weight"} <= set(state):
         return None

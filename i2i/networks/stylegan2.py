@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2i.errors import UsageError
+from i2i.networks.keys import Recognised, Settings, State, indices
 from i2i.networks.taps import TappedGenerator
 
 GAIN = 2**0.5  # behind every leaky ReLU, which is one of slope 0.2
@@ -261,3 +262,28 @@ def discriminator_channels(ndf: int, size: int) -> list[int]:
 
 def _sides(size: int, count: int) -> list[int]:
     return [2 ** round(math.log2(size)) >> level for level in range(count)]
+
+
+def stylegan2_generator(state: State, impl: str, config: Settings) -> Recognised | None:
+    """A recogniser (see i2i/networks/recognise.py)."""
+    if "encoder.convs.1.0.weight" not in state:
+        return None
+    width, input_nc = state["encoder.convs.1.0.weight"].shape[:2]
+    halvings = indices(state, r"encoder\.convs\.(\d+)\.skip\.")
+    channels = [width, *(state[f"encoder.convs.{i}.skip.1.weight"].shape[0] for i in halvings)]
+    blocks = 2 * (len(indices(state, r"encoder\.convs\.(\d+)\.conv1\.")) - len(halvings))
+    last = indices(state, r"decoder\.convs\.(\d+)\.")[-1]
+    output_nc = state[f"decoder.convs.{last}.0.weight"].shape[0]
+    net = StyleGAN2Generator(input_nc, output_nc, channels, blocks, impl=impl)
+    listed = ", ".join(map(str, channels))
+    return net, f"StyleGAN2 generator, {blocks} blocks, widths {listed}, {input_nc} -> {output_nc} channels (SinCUT)"
+
+
+def stylegan2_discriminator(state: State, impl: str, config: Settings) -> Recognised | None:
+    """A recogniser (see i2i/networks/recognise.py)."""
+    if not {"convs.0.0.weight", "final_conv.0.weight"} <= set(state):
+        return None
+    width, input_nc = state["convs.0.0.weight"].shape[:2]
+    blocks = indices(state, r"convs\.(\d+)\.skip\.")
+    net = StyleGAN2Discriminator(input_nc, [width, *(state[f"convs.{i}.skip.1.weight"].shape[0] for i in blocks)])
+    return net, f"StyleGAN2 discriminator of {net.size} x {net.size}, width {width}, {input_nc} channels (SinCUT)"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2i.errors import UsageError
+from i2i.networks.keys import Recognised, Settings, State, norm_behind, norm_name
 from i2i.networks.norms import norm_layer
 
 
@@ -105,3 +106,18 @@ class UnetGenerator(nn.Module):
                 f"images must have sides that are multiples of {step}, got {x.shape[2]} x {x.shape[3]} (height x width)"
             )
         return self.model.model(x)
+
+
+def unet_generator(state: State, impl: str, config: Settings) -> Recognised | None:
+    """A recogniser (see i2i/networks/recognise.py)."""
+    if "model.model.0.weight" not in state or "model.model.3.weight" not in state:
+        return None
+    ngf, input_nc = state["model.model.0.weight"].shape[:2]
+    output_nc = state["model.model.3.weight"].shape[1]
+    downs = max(key.count("model.") for key in state) - 1
+    norm = norm_behind(state, "model.model.1.model.1", "model.model.1.model.2")
+    # Dropout has no key. Published: on in pix2pix, whose U-Nets have batch norm, off in CycleGAN.
+    dropout = bool(config.get("dropout", norm == "batch"))
+    net = UnetGenerator(input_nc, output_nc, ngf, downs, norm=norm, dropout=dropout, impl=impl)
+    parts = [f"U-Net generator, {downs} levels, width {ngf}", norm_name(norm), *(["dropout"] if dropout else [])]
+    return net, f"{', '.join(parts)}, {input_nc} -> {output_nc} channels (pix2pix, CycleGAN)"
