@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-import kernels
-from i2i.config import NetworkConfig, setting
+from i2i.config import setting
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
+from i2i.methods.contrast import ContrastConfig, contrastive_loss
 from i2i.methods.losses import GANLoss, discriminator_loss
 from i2i.methods.negatives import ExternalNegatives
 from i2i.networks import (
@@ -32,52 +32,36 @@ Keys = tuple[list[Tensor], list[Tensor] | None]
 
 
 @dataclass
-class CUTConfig(NetworkConfig):
+class CUTConfig(ContrastConfig):
+    """The settings of the paper and its code, but for those of the contrastive loss itself (ContrastConfig)."""
+
     init_type: str = "xavier"
     antialias: bool = setting(
         True, "blur before the generator and the discriminator halve a map (published: no_antialias)"
     )
     antialias_up: bool = setting(True, "blur where the generator doubles a map (published: no_antialias_up)")
     lambda_gan: float = setting(1.0, "weight of the generator's GAN loss")
-    lambda_nce: float = setting(1.0, "weight of the contrastive loss; 0: neither that loss nor network F")
     nce_idt: bool = setting(True, "translate B, too, and contrast the result with B itself")
     nce_layers: tuple[int, ...] = setting(NCE_LAYERS, "layers of the generator whose features are contrasted")
     feature_network: str = setting("mlp_sample", "network F: mlp_sample, sample or reshape (published: netF)")
     feature_width: int = setting(256, "length of the feature vectors that mlp_sample makes (published: netF_nc)")
     num_patches: int = setting(256, "patches sampled from each of nce_layers per image")
-    temperature: float = setting(0.07, "divides the similarities in the contrastive loss (published: nce_T)")
     flip_equivariance: bool = setting(
         False, "mirror the images in half of the steps, and compare with the features of the unmirrored"
     )
-    contrast: str = setting("nce", "contrastive loss: nce (the paper's), dcl, monce or hdce")
-    negatives: str = setting(
-        "image",
-        "what a patch is contrasted with: patches of the same image, of the minibatch, or external: of past images",
-    )
-    queue_size: int = setting(16384, "patches of past images kept for each layer, with negatives=external")
-    monce_eps: float = setting(1.0, "regularisation of MoNCE's transport plan; its horse2zebra script takes 0.1")
-    hdce_gamma: float = setting(
-        10.0,
-        "how much hDCE prefers hard negatives; constant here, published runs lower it to this, from 50 for instance",
-    )
-    lambda_src: float = setting(0.05, "weight of hDCE's semantic relation loss")
     published_order: bool = setting(
         False, "encode the sources of the contrastive loss again, as published, instead of keeping their patches"
     )
 
     # ema: a run whose weights scored 22.6 dB after 600 steps had 12.4 after 1000; averages with decay 0.99, 0.995 and
     # 0.998 then scored 14.5, 17.7 and 21.5.
-    SAMPLE: ClassVar[dict[str, Any]] = NetworkConfig.SAMPLE | {"num_patches": 64, "ema": 0.998}
+    SAMPLE: ClassVar[dict[str, Any]] = ContrastConfig.SAMPLE | {"num_patches": 64, "ema": 0.998}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, "feature_width", "num_patches", "queue_size")
-        self.at_least(0, "lambda_gan", "lambda_nce", "lambda_src")
-        for name in ("temperature", "monce_eps", "hdce_gamma"):
-            self.require(getattr(self, name) > 0, name, "above 0")
+        self.at_least(1, "feature_width", "num_patches")
+        self.at_least(0, "lambda_gan")
         self.one_of("feature_network", ("mlp_sample", "sample", "reshape"))
-        self.one_of("contrast", ("nce", "dcl", "monce", "hdce"))
-        self.one_of("negatives", ("image", "minibatch", "external"))
         self.require(
             self.generator.startswith(("resnet_", "stylegan2")),
             "generator",
@@ -114,18 +98,7 @@ class CUTConfig(NetworkConfig):
             self.require(
                 self.negatives == "external" or not alone, "num_patches", "2 or more: the others are the negatives"
             )
-        if self.contrast in ("monce", "hdce"):
-            self.require(
-                self.negatives == "image",
-                "negatives",
-                f"image with contrast={self.contrast}, which weighs the patches of an image against each other",
-            )
-        if self.negatives == "external":
-            self.require(
-                self.feature_network == "mlp_sample",
-                "feature_network",
-                "mlp_sample with negatives=external, which follows its weights",
-            )
+        self.check_variant(self.feature_network)
 
 
 class CUT(Method):
@@ -301,42 +274,8 @@ class CUT(Method):
         rows, ids = keys
         queries = self.project(self.F, self.G(translated, self.config.nce_layers, encode_only=True, ids=ids))
         # Inside autocast some features come as float32, others not; a loss of several layers takes one dtype.
-        return self.contrast([wide(x) for x in queries], [wide(x) for x in rows], bank)
-
-    def contrast(self, queries: list[Tensor], rows: list[Tensor], bank: Tensor | None = None) -> Tensor:
-        """Scalar: lambda_nce * the mean over places, then over layers, of config.contrast between (B, P, C) of each.
-        Negatives of the "minibatch" are those of this process's share of it.
-
-        "nce": PatchNCE of the CUT paper. "dcl": without the positive in the sum (Yeh et al. 2021). "monce": negatives
-        weighted by an optimal transport plan (MoNCE, Zhan et al. 2022). "hdce": decoupled, similarities weighted by how
-        alike the keys are (hDCE, Jung et al. 2022), plus lambda_src * that paper's semantic relation loss. See
-        `kernels.patch_nce_loss`, `monce_log_weight`, `hdce_weight`, `semantic_relation_loss`.
-        """
-        config = self.config
-        if config.negatives == "minibatch":
-            queries, rows = ([x.flatten(0, 1)[None] for x in given] for given in (queries, rows))
-        pairs = list(zip(queries, rows, strict=True))
-        weights: dict[str, list[Tensor]] = {}
-        if config.contrast == "monce":
-            weights["log_weight"] = [
-                kernels.monce_log_weight(q, k, eps=config.monce_eps, normalize=True, impl=self.impl) for q, k in pairs
-            ]
-        elif config.contrast == "hdce":
-            weights["similarity_weight"] = [kernels.hdce_weight(k, config.hdce_gamma, normalize=True) for k in rows]
-        loss = config.lambda_nce * kernels.patch_nce_loss(
-            queries,
-            rows,
-            negatives=None if bank is None else list(bank),
-            temperature=config.temperature,
-            normalize=True,
-            decoupled=config.contrast in ("dcl", "hdce"),
-            impl=self.impl,
-            **weights,
-        )
-        if config.contrast == "hdce":
-            relations = [kernels.semantic_relation_loss(q, k) for q, k in pairs]
-            loss = loss + config.lambda_src * torch.stack(relations).mean()
-        return loss
+        queries, rows = [wide(x) for x in queries], [wide(x) for x in rows]
+        return contrastive_loss(self.config, queries, rows, bank, self.impl)
 
     def extra_state(self) -> dict[str, Any]:
         return {"external": self.external.state()} if self.external else {}

@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from i2i.config import setting
 from i2i.methods.base import Method, frozen
-from i2i.methods.cyclegan import TranslatorConfig
 from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss
+from i2i.methods.translator import TranslatorConfig
 
 
 @dataclass
