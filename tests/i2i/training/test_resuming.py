@@ -23,7 +23,7 @@ SMALL = TINY | {"load_size": 36, "n_epochs": 1, "n_epochs_decay": 3, "ema": 0.9}
 
 
 @pytest.fixture
-def begun(folders, tmp_path):
+def begun(folders, tmp_path, one_thread):
     """A run of which 8 of 12 steps are done."""
     run = tmp_path / "run"
     train("cut", CUTConfig(**SMALL | {"data": (str(folders),), "steps": 8}), run)
@@ -78,7 +78,7 @@ def test_an_old_checkpoint_counts_its_epochs(begun, folders, capsys, how):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_moved_pictures_go_on_exactly(begun, folders, tmp_path, one_thread, old):
+def test_moved_pictures_go_on_exactly(begun, folders, tmp_path, old):
     whole = tmp_path / "whole"
     train("cut", CUTConfig(**SMALL | {"data": (str(folders),)}), whole)
     if old:
@@ -139,7 +139,7 @@ def test_another_version_is_said_or_refused(begun, capsys):
     assert "made by another version of i2i, which has other settings: unknown option: of_tomorrow" in message
 
 
-def test_leftovers_of_a_killed_run_are_cleared(begun, folders, tmp_path, one_thread):
+def test_leftovers_of_a_killed_run_are_cleared(begun, folders, tmp_path):
     whole = tmp_path / "whole"
     train("cut", CUTConfig(**SMALL | {"data": (str(folders),)}), whole)
     with open(begun / "losses.csv", "ab") as file:
