@@ -1,89 +1,12 @@
 """Data sets from folders: what is found, what is skipped or refused, and that a number means an item."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support.image_folders import CALM, noise, opened, same, save, whole
 
-from i2i.config import Config
-from i2i.data import ImageOptions, batches, list_images, open_dataset, open_training_data, read_image, to_tensor
+from i2i.data import read_image, to_tensor
 from i2i.errors import UsageError
-
-
-def noise(height, width, seed=0, channels=3):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8).squeeze()
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
-    return path
-
-
-@pytest.fixture
-def root(tmp_path):
-    """Three images of A and two of B, of several sizes, one smaller than any crop."""
-    for name, sizes in {"trainA": [(40, 50), (9, 7), (64, 33)], "trainB": [(50, 50), (31, 80)]}.items():
-        for i, size in enumerate(sizes):
-            save(tmp_path / name / f"{i}.{'jpg' if i else 'png'}", noise(*size, seed=i))
-    return tmp_path
-
-
-def opened(mode, *data, phase="train", batch_size=1, **options):
-    options = ImageOptions(**{"load_size": 40, "crop_size": 32} | options)
-    return open_dataset(mode, tuple(map(str, data)), phase=phase, options=options, batch_size=batch_size)
-
-
-def whole(path, size=32, channels=3):
-    """What a picture looks like where nothing is left to chance."""
-    image = Image.fromarray(read_image(path, channels).squeeze()).resize((size, size), Image.Resampling.BICUBIC)
-    return to_tensor(np.asarray(image).reshape(size, size, channels))
-
-
-CALM = {"load_size": 32, "flip": False}  # nothing left to chance but the order
-
-
-def same(one, other):
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other))
-
-
-# --- finding and skipping
-
-
-def test_links_subfolders_and_extensions_in_any_case(tmp_path):
-    save(tmp_path / "elsewhere" / "x.PNG", noise(8, 8))
-    save(tmp_path / "a" / "deep" / "y.Jpeg", noise(8, 8))
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
-    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
-    names = [str(picture.path.relative_to(tmp_path / "a")) for picture in list_images(tmp_path / "a").pictures]
-    assert names == ["deep/y.Jpeg", "link/x.PNG"]
-
-
-def test_list_files(root, tmp_path):
-    """In their order, relative to where they lie."""
-    (root / "list.txt").write_text("trainA/2.jpg\n\n  trainA/0.png\n" + str(root / "trainB" / "0.png") + "\n")
-    names = [picture.path for picture in list_images(root / "list.txt").pictures]
-    assert names == [root / "trainA/2.jpg", root / "trainA/0.png", root / "trainB/0.png"]
-    (root / "bad.txt").write_bytes(b"GIF\x00")
-    with pytest.raises(UsageError, match="bad.txt: neither a picture nor a text file"):
-        list_images(root / "bad.txt")
-    assert [picture.path for picture in list_images(root / "trainA/0.png").pictures] == [root / "trainA/0.png"]
-
-
-def test_unreadable_image_is_named_counted_and_left_out(root, capsys):
-    (root / "trainA" / "broken.png").write_bytes(b"no picture")
-    (root / "list.txt").write_text("trainA/gone.png\ntrainA/0.png")
-    assert [picture.path.name for picture in list_images(root / "trainA").pictures] == ["0.png", "1.jpg", "2.jpg"]
-    assert len(list_images(root / "list.txt").pictures) == 1
-    err = capsys.readouterr().err
-    assert "broken.png" in err and "1 of 4 images skipped" in err and "gone.png" in err and "1 of 2 images" in err
 
 
 def test_image_that_breaks_off_is_named_and_replaced(root, capsys):
@@ -99,39 +22,11 @@ def test_image_that_breaks_off_is_named_and_replaced(root, capsys):
         opened("single", root / "trainA", phase="test").item(0)
 
 
-def test_folders_that_cannot_be_used(root, tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(ValueError, match="empty: no images in it"):
-        list_images(empty)
-    (empty / "x.png").write_bytes(b"")
-    with pytest.raises(UsageError, match="none of its 1 images can be read"):
-        list_images(empty)
-    with pytest.raises(UsageError, match="nowhere: no such folder"):
-        opened("unaligned", root / "nowhere")
-    with pytest.raises(UsageError, match="nowhere: no such folder of images, nor a file that lists them"):
-        opened("single", root / "nowhere")
-    with pytest.raises(UsageError, match="has no folder trainA"):
-        opened("unaligned", empty)
-    with pytest.raises(UsageError, match="has no folder train: put .*side by side"):
-        opened("aligned", root)
-    for mode in ("unaligned", "aligned", "singleimage"):
-        with pytest.raises(UsageError, match="data must be one folder or two, got 3"):
-            opened(mode, root, root, root)
-    with pytest.raises(UsageError, match="data must be one folder for dataset_mode single, got 2"):
-        opened("single", root, root)
-    with pytest.raises(UsageError, match="unaligned, aligned, single, singleimage; got alligned .did you mean aligned"):
-        opened("alligned", root)
-
-
 def test_what_cannot_be_given_is_refused_before_anything_runs(root):
     with pytest.raises(UsageError, match="trainA/0.png: 4 channels asked for"):
         opened("unaligned", root, input_nc=4)
     with pytest.raises(UsageError, match="trainA/1.jpg: 7 x 9 pixels, smaller than the crop of 32"):
         opened("unaligned", root, preprocess="crop")
-
-
-# --- unaligned
 
 
 def test_items_have_one_size_whatever_the_images(root):
@@ -242,9 +137,6 @@ def test_small_test_pictures_do_not_stop_training(root):
     assert data.preview(1)[0].shape == (1, 3, 32, 32)
 
 
-# --- aligned
-
-
 def side_by_side(root, count=3, width=48, seed=0):
     """B is the negative of A, so that a pair tells whether it was cut alike."""
     for i in range(count):
@@ -287,51 +179,6 @@ def test_halves_smaller_than_the_crop_are_refused(tmp_path):
         opened("aligned", side_by_side(tmp_path, width=30), preprocess="crop")
 
 
-def paired(root):
-    for name in ("one", "sub/two"):
-        a = noise(40, 48, len(name))
-        save(root / "photos" / f"{name}.png", a)
-        save(root / "maps" / f"{name}.bmp", 255 - a)
-    return root / "photos", root / "maps"
-
-
-def test_two_folders_pair_by_name(tmp_path):
-    data = opened("aligned", *paired(tmp_path))
-    assert len(data) == 2
-    for number in range(4):
-        a, b = data.item(number)
-        torch.testing.assert_close(a, -b, atol=2.1 / 127.5, rtol=0)
-    a, b = opened("aligned", *paired(tmp_path), direction="BtoA", serial_batches=True, **CALM).item(0)
-    assert torch.equal(a, whole(tmp_path / "maps/one.bmp"))
-
-
-def test_pairs_that_are_none(tmp_path, capsys):
-    a, b = paired(tmp_path)
-    extra = save(a / "three.png", noise(40, 48))
-    with pytest.raises(UsageError, match=r"three.png has no partner in .*maps \(1 of 3 have none\)"):
-        opened("aligned", a, b)
-    (b / "three.png").write_bytes(b"no picture")  # left out, and its partner with it
-    assert len(opened("aligned", a, b)) == 2 and "three.png" in capsys.readouterr().err
-    save(b / "three.png", noise(40, 50))
-    with pytest.raises(UsageError, match="three.png is 48 x 40 and its partner .*three.png 50 x 40 pixels"):
-        opened("aligned", a, b)
-    save(a / "three.jpg", noise(40, 48))
-    with pytest.raises(UsageError, match="three.jpg and .*three.png have one name"):
-        opened("aligned", a, b)
-    assert extra.exists()
-
-
-def test_two_lists_pair_line_by_line(tmp_path):
-    a, b = paired(tmp_path)
-    (tmp_path / "a.txt").write_text("photos/one.png\nphotos/sub/two.png\n")
-    (tmp_path / "b.txt").write_text("maps/sub/two.bmp\nmaps/one.bmp\n")
-    data = opened("aligned", tmp_path / "a.txt", tmp_path / "b.txt", serial_batches=True, **CALM)
-    assert same(data.item(0), (whole(a / "one.png"), whole(b / "sub/two.bmp")))
-    (tmp_path / "b.txt").write_text("maps/one.bmp\n")
-    with pytest.raises(UsageError, match="a.txt lists 2 images, .*b.txt 1"):
-        opened("aligned", tmp_path / "a.txt", tmp_path / "b.txt")
-
-
 def test_aligned_list_and_test_folder(tmp_path):
     side_by_side(tmp_path)
     (tmp_path / "list.txt").write_text("train/2.png")
@@ -340,9 +187,6 @@ def test_aligned_list_and_test_folder(tmp_path):
     save(tmp_path / "val" / "v.png", noise(40, 64, 9))
     assert len(opened("aligned", tmp_path, phase="test")) == 1
     assert len(opened("aligned", tmp_path).preview(9)[0]) == 1
-
-
-# --- single images
 
 
 def test_single_folder(root):
@@ -395,74 +239,3 @@ def test_a_batch_has_one_zoom_and_patches_of_different_places(tmp_path):
     zooms = np.array(zooms)
     assert len(np.unique(zooms.round(1), axis=0)) >= 14 and np.ptp(zooms) > 1  # each batch and side has its own,
     assert np.abs(zooms[:, 0] - zooms[:, 1]).max() > 0.5  # and each axis
-
-
-# --- batches
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_batches_come_in_order(root, threads):
-    data = opened("unaligned", root)
-    got = list(batches(data, 2, first=3, last=9, threads=threads))
-    assert len(got) == 6
-    for step, batch in zip(range(3, 9), got, strict=True):
-        for i in range(2):
-            assert same([images[i] for images in batch], data.item(2 * step + i))
-
-
-class Numbers:
-    """Items that are their numbers."""
-
-    def item(self, number):
-        return (torch.tensor([[[float(number)]]]),)
-
-
-def test_processes_share_a_step():
-    shares = [[batch[0].flatten().tolist() for batch in batches(Numbers(), 2, 1, 3, rank=r, world=3)] for r in range(3)]
-    assert shares == [[[6, 7], [12, 13]], [[8, 9], [14, 15]], [[10, 11], [16, 17]]]
-
-
-def test_errors_of_workers_come_out_with_their_words(root):
-    data = opened("unaligned", root, preprocess="none")
-    with pytest.raises(UsageError, match="one size, got .*use batch_size 1, or a preprocess that crops"):
-        list(batches(data, 3, 0, 4))
-    for path in (root / "trainB").iterdir():
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UsageError, match="trainB: none of its 2 images can be read"):
-        list(batches(opened("unaligned", root), 1, 0, 4))
-
-
-def test_interrupted_while_it_waits():
-    """Ctrl-C ends it at once, though workers have plenty to do."""
-    program = """
-import time
-from i2i.data import batches
-class Slow:
-    def item(self, number):
-        print("begun", flush=True)
-        time.sleep(0.3)
-        return ()
-try:
-    for batch in batches(Slow(), 1, 0, 1000):
-        pass
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ})
-    child.stdout.readline()
-    child.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    assert "interrupted" in child.communicate(timeout=60)[0]
-    assert time.monotonic() - start < 5  # two rounds of four workers; a thousand items would take 75 s
-
-
-# --- the run's own data
-
-
-def test_training_data_from_a_configuration(root):
-    config = Config(data=(str(root),), load_size=40, crop_size=32, input_nc=1, max_dataset_size=2, seed=3)
-    data = open_training_data(config)
-    assert len(data) == 2 and data.options.seed == 3 and data.item(0)[0].shape == (1, 32, 32)
-    assert len(open_training_data(Config(crop_size=32))) == 50
-    with pytest.raises(UsageError, match="input_nc 3, output_nc 3 and direction AtoB"):
-        open_training_data(Config(crop_size=32, direction="BtoA"))

@@ -1,7 +1,6 @@
 """Where results go: nothing is replaced that is not a result of the same, and no result is translated again."""
 
 import argparse
-import errno
 import os
 import subprocess
 import sys
@@ -11,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.image_folders import tree
 
 from i2i.__main__ import main
 from i2i.cli import export
 from i2i.cli import translate as command
 from i2i.data.images import read_image
 from i2i.errors import UsageError
-from i2i.files import replacing, write_atomically
 from i2i.inference import outputs, translate_files
 from i2i.inference.outputs import find_jobs, mark_of, marked
-from i2i.inference.translate import least_side, prepare, size_multiple, translate
+from i2i.inference.translate import translate
 from i2i.inference.translate_files import encode_png
 from i2i.networks import PixelDiscriminator, ResnetGenerator, UnetGenerator, init_weights
-from i2i.networks.discogan import DiscoGANGenerator
 from i2i.networks.stargan import StarGANGenerator
 
 ROOT = Path(__file__).parents[3]
@@ -55,10 +53,6 @@ def run(*words, weights="one.pth", source="in", output="out") -> int:
     command.add_arguments(parser)
     given = ["--weights", weights, "--input", source, "--output", output, "--device", "cpu", *words]
     return command.run(parser.parse_args([str(word) for word in given]))
-
-
-def tree(place: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
 def test_the_same_again_is_refreshed_and_nothing_else_is_replaced(folder):
@@ -227,25 +221,6 @@ def test_where_results_cannot_go(folder, capsys):
         run()
 
 
-def test_an_output_that_cannot_be_written_is_told_by_its_own_name(tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text("before")
-    with pytest.raises(OSError, match="folder is a folder, where a file is to be written$"):
-        write_atomically(tmp_path / "folder", b"x")
-    with pytest.raises(UsageError, match="file cannot be a folder to write into"):
-        write_atomically(tmp_path / "file" / "x", b"x")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "whatever.tmp")
-
-    with pytest.raises(OSError) as caught, replacing(tmp_path / "file"):
-        full()
-    assert str(caught.value) == (
-        f"{tmp_path / 'file'}: cannot be written (No space left on device); the file that was there is unchanged"
-    )
-    assert caught.value.errno == errno.ENOSPC and tree(tmp_path) == {"file": b"before"}
-
-
 FULL = """
 import resource, sys
 from i2i.__main__ import main
@@ -264,26 +239,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder):
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "error: out/0.png: cannot be written (File too large)"
     assert tree(folder / "out") == {}
-
-
-def test_torchs_own_writer_on_a_full_disk(tmp_path):
-    """Which raises a RuntimeError that says nothing."""
-    torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
-    before = (tmp_path / "x.pth").read_bytes()
-    code = (
-        "import resource, signal, torch; from pathlib import Path; from i2i.files import replacing\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "try:\n"
-        "    with replacing(Path('x.pth')) as temporary:\n"
-        "        torch.save({'a': torch.zeros(10000)}, temporary)\n"
-        "except OSError as error:\n"
-        "    print(error)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.startswith("x.pth: cannot be written (") and done.stdout.count("\n") == 1, done.stderr
-    assert "the file that was there is unchanged" in done.stdout
-    assert [p.name for p in tmp_path.iterdir()] == ["x.pth"] and (tmp_path / "x.pth").read_bytes() == before
 
 
 def export_words(*words) -> int:
@@ -308,29 +263,6 @@ def test_an_export_replaces_nothing_but_itself(folder):
     assert export_words(*words, folder / "one.pth", "--onnx", "g.onnx") == 0
     with pytest.raises(UsageError, match="--onnx g.onnx: is there already"):
         export_words(*words, "two.pth", "--onnx", "g.onnx")
-
-
-SIZES = {  # (multiple, least side) as published, in training mode, and with --eval
-    "U-Net with batch norm": (lambda: UnetGenerator(ngf=2, num_downs=5, norm="batch"), (32, 32), (32, 32)),
-    "U-Net of 1024 pixels": (lambda: UnetGenerator(ngf=1, num_downs=10), (1024, 1024), (1024, 1024)),
-    "ResNet with batch norm": (lambda: ResnetGenerator(ngf=4, n_blocks=1, norm="batch"), (4, 8), (4, 8)),
-    "DiscoGAN": (lambda: DiscoGANGenerator(conv_dim=4), (16, 32), (16, 16)),
-    "DiscoGAN, extra layers": (lambda: DiscoGANGenerator(conv_dim=4, extra_layers=True), (16, 80), (16, 64)),
-}
-
-
-@pytest.mark.parametrize("kind", SIZES)
-def test_pictures_of_a_few_pixels(kind):
-    """Batch norm of one number, reflection of one pixel, a kernel larger than its map: no error of torch's."""
-    build, *wanted = SIZES[kind]
-    network = build()
-    for evaluate, sizes in zip((False, True), wanted):
-        prepare(network, evaluate)
-        multiple = size_multiple(network)
-        assert (multiple, least_side(network, multiple)) == sizes
-        for size in ((12, 12), (1, 1), (3, 70)):
-            result = translate(network, torch.zeros(1, 3, *size), multiple=multiple)
-            assert result.shape[-2:] == size and result.isfinite().all()
 
 
 def test_what_torch_refuses_is_told_with_the_picture_and_the_sizes(folder, monkeypatch):
@@ -414,3 +346,37 @@ def test_tiles_of_16_bits(folder):
     for name in ("0.png", "1.png", "2.png"):
         tiled, untiled = (read_image(folder / place / name) for place in ("out", "whole"))
         assert tiled.dtype == np.float32 and abs(tiled - untiled).max() < 0.05  # of 255
+
+
+def test_jobs_keep_subfolders_and_leave_out_earlier_results(tmp_path):
+    for name in ("b.png", "sub/a.JPG", "out/old.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    jobs = find_jobs([tmp_path], tmp_path / "out")
+    assert [job.source for job in jobs] == [tmp_path / "b.png", tmp_path / "sub/a.JPG"]
+    assert [job.target for job in jobs] == [tmp_path / "out/b.png", tmp_path / "out/sub/a.png"]
+
+
+def test_jobs_of_a_list_and_of_single_files(tmp_path):
+    for name in ("a.jpg", "sub/b.tif", "list.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("sub/b.tif\n")
+    jobs = find_jobs([tmp_path / "a.jpg", tmp_path / "list.txt"], tmp_path / "out")
+    assert [job.source for job in jobs] == [tmp_path / "a.jpg", tmp_path / "sub/b.tif"]
+    assert [job.target for job in jobs] == [tmp_path / "out/a.png", tmp_path / "out/b.png"]
+
+
+def test_jobs_that_cannot_be(tmp_path):
+    for name in ("a/x.png", "a/x.jpg", "b/y.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="x.jpg and .*x.png would both become"):
+        find_jobs([tmp_path / "a"], tmp_path / "out")
+    with pytest.raises(UsageError, match="y.png would replace one of the images"):
+        find_jobs([tmp_path / "b"], tmp_path / "b")
+    with pytest.raises(UsageError, match="empty: no images in it"):
+        find_jobs([tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(UsageError, match="none.png: no such file"):
+        find_jobs([tmp_path / "none.png"], tmp_path / "out")
