@@ -25,8 +25,9 @@ def answer(words: list[str]) -> int:
     """The exit status; whatever goes wrong is told in one sentence."""
     kernels.keep_freed_memory()  # every step allocates the same sizes again
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names that this terminal cannot show
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")  # names that this terminal cannot show
     threading.excepthook = failures.from_thread
     try:
         if words[:1] == ["train"]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
+from torch import nn
 
 from i2i.config import suggestion
 from i2i.errors import UsageError
 from kernels.backends import IMPLS
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,6 +25,12 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"device {name}: {reason}; without a GPU, leave it out or take cpu") from None
+
+
+def move_network(network: Network, device: torch.device) -> Network:
+    """`network` on `device`, its weights channels last: convolutions take and return maps so."""
+    options: Any = {"memory_format": torch.channels_last}  # which torch's annotations do not know
+    return network.to(device, **options)
 
 
 def check_impl(name: str) -> str:

@@ -62,10 +62,10 @@ def first(action: Callable[[], T]) -> T:
             if world() == 1:
                 raise
             error = raised
-    answer, error = gather((answer, error))[0]
-    if error is not None:
-        raise error
-    return answer
+    found, raised_there = gather((answer, error))[0]
+    if raised_there is not None:
+        raise raised_there
+    return found
 
 
 def lost(error: Exception) -> bool:

@@ -162,12 +162,12 @@ def refuse_pickled(path: Path, content: Any) -> None:
         raise UsageError(f"{path}: {_is_pickled(name)}")
 
 
-def _stand_ins(names: list[str]) -> list[tuple[type, str]]:
-    made = []
+def _stand_ins(names: list[str]) -> list[Any]:
+    made: list[Any] = []
     for name in names:
         # torch calls this instead of the class; the type it wants to fill is OrderedDict itself
         def new(cls: type, *_: Any, name: str = name, **__: Any) -> OrderedDict:
-            empty = OrderedDict()
+            empty: Any = OrderedDict()
             empty.pickled = name
             return empty
 

@@ -6,11 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from i2i.cli.arguments import add_label, add_weights
 from i2i.config import PRECISIONS
-from i2i.devices import check_impl, choose_device
+from i2i.devices import check_impl, choose_device, move_network
 from i2i.errors import UsageError
 from i2i.inference import weights
 from i2i.inference.outputs import find_jobs
@@ -87,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = find_jobs(args.input, args.output)
     check_impl(args.impl)
     network = weights.load(args.weights, network=args.network, impl=args.impl)
-    network.to(choose_device(args.device), memory_format=torch.channels_last)
+    move_network(network, choose_device(args.device))
     print(f"{network.found_in}: {network.recognised}", file=sys.stderr)
     choice = choose(
         network,

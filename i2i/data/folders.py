@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +107,7 @@ def in_threads(files: list[Path], pages: str) -> Iterator[list[Picture] | Except
         pool.shutdown(cancel_futures=True)
 
 
-def find_domains(data: tuple[str, ...], phase: str) -> list[Path]:
+def find_domains(data: Sequence[str], phase: str) -> list[Path]:
     """[A, B] from one folder that holds trainA and trainB, or from two places as they are. Of the test phase: testA and
     testB, or valA and valB where those are missing."""
     if len(data) == 2:
@@ -122,7 +122,7 @@ def find_domains(data: tuple[str, ...], phase: str) -> list[Path]:
     raise UsageError(f"{root} has no folder {missing}: put images into {root / a} and {root / b}, or name two folders")
 
 
-def find_pairs(data: tuple[str, ...], phase: str) -> list[Path]:
+def find_pairs(data: Sequence[str], phase: str) -> list[Path]:
     """[where A and B lie side by side in one picture] from the folder that holds `train`, or from a list file; [A, B]
     from two places. Of the test phase: `test`, or `val` where that is missing."""
     if len(data) == 2 or (len(data) == 1 and Path(data[0]).is_file()):
@@ -141,7 +141,7 @@ def _names(phase: str) -> tuple[str, ...]:
     return TEST_PHASES if phase == "test" else (phase,)
 
 
-def _root(data: tuple[str, ...]) -> Path:
+def _root(data: Sequence[str]) -> Path:
     if len(data) != 1:
         raise UsageError(f"data must be one folder or two, got {len(data)}")
     root = Path(data[0])

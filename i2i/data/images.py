@@ -18,7 +18,7 @@ from torch import Tensor
 
 from i2i.data.formats import EXTENSIONS as EXTENSIONS
 from i2i.data.formats import FORMATS
-from i2i.data.limits import any_size, refuse_lost_depth, require_memory
+from i2i.data.limits import Opened, any_size, refuse_lost_depth, require_memory
 from i2i.data.pages import (
     DEPTH,
     DESCRIPTION,
@@ -170,7 +170,7 @@ def told_in_one_way() -> Iterator[None]:
         raise ValueError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def _open(path: Path, page: int | None) -> Image.Image | None:
+def _open(path: Path, page: int | None) -> Opened | None:
     """A page in Pillow's hands, its pixels not read yet; None for a TIFF of which Pillow would lose something."""
     image = _identify(path)
     if image is None:
@@ -196,7 +196,7 @@ def _known_frames(path: Path, changed: int) -> list[int]:
         return page_frames(image)
 
 
-def _identify(path: Path) -> Image.Image | None:
+def _identify(path: Path) -> Opened | None:
     """The file in Pillow's hands; None for a TIFF of a kind that Pillow does not know."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
         raise ValueError("not a regular file")
@@ -209,7 +209,7 @@ def _identify(path: Path) -> Image.Image | None:
         raise
 
 
-def _turn_to(image: Image.Image, path: Path, frame: int) -> bool:
+def _turn_to(image: Opened, path: Path, frame: int) -> bool:
     """Whether Pillow loses nothing of the frame of a TIFF, to which it turns."""
     try:
         image.seek(frame)
@@ -230,15 +230,16 @@ def _header(path: Path, image: Image.Image, page: int) -> Picture:
     require_memory(*image.size, len(bands))
     # Pillow gives the size of a TIFF upright already. A PNG's own getexif would read all of its pixels.
     turned = image.format != "TIFF" and Image.Image.getexif(image).get(ORIENTATION, 1) > 4
-    return Picture(path, *(image.size[::-1] if turned else image.size), bands, page)
+    width, height = image.size[::-1] if turned else image.size
+    return Picture(path, width, height, bands, page)
 
 
-def _raw_mode(image: Image.Image) -> Any:
+def _raw_mode(image: Opened) -> Any:
     """How Pillow is going to read the pixels: the name of a mode with its depth and byte order, perhaps in a tuple."""
     return image.tile[0][3] if image.tile else None
 
 
-def _bands(image: Image.Image) -> str:
+def _bands(image: Opened) -> str:
     """What `image` holds, whatever its depth and palette: L, LA, RGB, RGBA or CMYK, each a mode of Pillow's too."""
     if image.format == "PNG" and _raw_mode(image) in LOW_BYTES:
         return _raw_mode(image).partition(";")[0]  # Pillow's mode for LA is RGBA
@@ -260,7 +261,8 @@ def _decode(path: Path, page: int | None) -> tuple[np.ndarray, str]:
         return _decode_tiff(path, page)
     with image:
         bands, deep, raw = _bands(image), image.mode.startswith("I"), _raw_mode(image)
-        require_memory(*image.size, len(bands))
+        width, height = image.size
+        require_memory(width, height, len(bands))
         if image.format == "PNG" and raw in LOW_BYTES:
             if page:
                 raise ValueError("an animated PNG of 16 bits, of which only the first frame can be read")
@@ -340,7 +342,8 @@ def _tiff_header(path: Path, page: Any, number: int) -> Picture:
     size, bands = (page.imagewidth, page.imagelength), _tiff_bands(page)
     require_memory(*size, len(bands))
     turned = page.tags.valueof(ORIENTATION, 1) > 4
-    return Picture(path, *(size[::-1] if turned else size), bands, number)
+    width, height = size[::-1] if turned else size
+    return Picture(path, width, height, bands, number)
 
 
 def _tiff_bands(page: Any) -> str:

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from i2i import distributed
-from i2i.config import Config
 from i2i.data.attributes import (
     PARTITION,
     Entries,
@@ -35,13 +34,19 @@ GROUP = 4
 BATCH = GROUP * GROUP
 
 
-class Source(Protocol):
-    """Where labelled images come from."""
+class Shown(Protocol):
+    """Labelled images."""
 
-    labels: Sequence[Label]
+    @property
+    def labels(self) -> Sequence[Label]: ...
 
     def image(self, index: int, rng: np.random.Generator | None) -> Tensor:
         """Image `index`, (C, H, W) in [-1, 1]; with a generator, changed at random as training wants it."""
+        ...
+
+
+class Source(Shown, Protocol):
+    """Where labelled images come from."""
 
     def describe(self) -> str: ...
 
@@ -49,7 +54,7 @@ class Source(Protocol):
 class InTurn:
     """(image, label) of all images, every pass in a new order. `test`: what to look at."""
 
-    def __init__(self, source: Source, test: Source, seed: int):
+    def __init__(self, source: Source, test: Shown, seed: int):
         self.source, self.test, self.seed = source, test, seed
 
     def __len__(self) -> int:
@@ -75,14 +80,15 @@ class InTurn:
 
     @property
     def held_out(self) -> Callable[..., float]:
-        return self.source.held_out  # only sample images have it: hasattr is how the trainer asks
+        # Only sample images have it, and the trainer asks whether it is there.
+        return self.source.held_out  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def metric(self) -> str:
-        return self.source.metric
+        return self.source.metric  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def sheet(source: Source, count: int) -> tuple[Tensor, Tensor]:
+def sheet(source: Shown, count: int) -> tuple[Tensor, Tensor]:
     shown = range(min(count, len(source.labels)))
     images = torch.stack([source.image(index, None) for index in shown])
     return images, torch.tensor([source.labels[index] for index in shown], dtype=torch.float32)
@@ -97,7 +103,7 @@ class FewLabels(InTurn):
     per_step: images of one step, of all processes.
     """
 
-    def __init__(self, source: Source, test: Source, space: LabelSpace, percentage: float, per_step: int, seed: int):
+    def __init__(self, source: Source, test: Shown, space: LabelSpace, percentage: float, per_step: int, seed: int):
         super().__init__(source, test, seed)
         self.per_step, self.everything = per_step, percentage == 100
         members: dict[Label, list[int]] = {vector: [] for vector in space.vectors}
@@ -166,7 +172,7 @@ def permutation(count: int, *key: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(count)
 
 
-def open_labelled(config: Config) -> InTurn:
+def open_labelled(config: Any) -> InTurn:
     """What a run is trained on whose dataset_mode is one of LABELLED_MODES; `config`: a StarGANConfig. Without
     `config.data`, sample photographs."""
     space = config.label_space()
@@ -177,7 +183,7 @@ def open_labelled(config: Config) -> InTurn:
     return FewLabels(source, test, space, config.labelled_percentage, per_step, config.seed)
 
 
-def open_samples(config: Config, space: LabelSpace) -> tuple[Source, Source]:
+def open_samples(config: Any, space: LabelSpace) -> tuple[Source, Shown]:
     source = SampleAttributes(config.crop_size, config.flip, config.seed)
     if space.vectors != source.space.vectors or config.input_nc != 3:
         attributes = f"selected_attrs {','.join(source.space.names)}"
@@ -185,7 +191,7 @@ def open_samples(config: Config, space: LabelSpace) -> tuple[Source, Source]:
     return source, source.test
 
 
-def open_pictures(config: Config, space: LabelSpace) -> tuple[Source, Source]:
+def open_pictures(config: Any, space: LabelSpace) -> tuple[Source, Shown]:
     """(training, test). With few labels CelebA's official partition where its file is there, as MatchGAN takes it."""
     if config.label_kind == "classes":
         parts = find_classes(config.data, space.names)

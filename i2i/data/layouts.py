@@ -33,15 +33,19 @@ class Dataset(Protocol):
 
     def __len__(self) -> int:
         """Images of one pass."""
+        ...
 
     def item(self, number: int) -> tuple[Tensor, ...]:
         """What the run's image `number` shows, one tensor per domain."""
+        ...
 
     def preview(self, count: int) -> tuple[Tensor, ...]:
         """At most `count` images to look at, as a batch in the order of `item`; the same at every call."""
+        ...
 
     def describe(self) -> str:
         """One line for people."""
+        ...
 
 
 class Layout:
@@ -61,6 +65,9 @@ class Layout:
         raise NotImplementedError
 
     def item(self, number: int) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def describe(self) -> str:
         raise NotImplementedError
 
     def preview(self, count: int) -> tuple[Tensor, ...]:
@@ -273,7 +280,7 @@ class SingleImage(Layout):
         image = scale(self.images[side], self.options, rng, zoom=BATCH_ZOOM, resample=BILINEAR)
         return image, rng.permutation(max(1, cells(image, self.options.crop_size)))
 
-    def preview(self, count: int) -> tuple[Tensor, Tensor]:
+    def preview(self, count: int) -> tuple[Tensor, ...]:
         """The first crops of the run: shown whole, the picture would not be what the networks see."""
         return stack([self.item(number) for number in range(count)])
 

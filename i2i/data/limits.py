@@ -8,9 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+Opened = Any  # an open picture of Pillow, whose formats have attributes of their own
 HEAD = 1 << 20  # bytes at the front of a file that are searched for its depth
 SGI_DEPTH = 3  # where the bytes per channel stand
 
@@ -45,13 +47,13 @@ def require_memory(width: int, height: int, channels: int) -> None:
         raise ValueError(f"{width} x {height} pixels, more than the {memory / 2**30:.0f} GB of memory")
 
 
-def refuse_lost_depth(image: Image.Image, path: Path) -> None:
+def refuse_lost_depth(image: Opened, path: Path) -> None:
     """ValueError where Pillow would cut an open picture's channels to 8 bits. (16-bit PNG and TIFF are read otherwise,
     see `images`.)"""
     if image.mode.startswith(("I", "F")) or image.format not in ("PPM", "JPEG2000", "AVIF", "SGI"):
         return
     if image.format == "PPM":
-        raw = image.tile[0][3] if image.tile else None
+        raw: Any = image.tile[0][3] if image.tile else None
         deep = image.mode == "RGB" and raw != "RGB" and raw[1] > 255
     else:
         with open(path, "rb") as file:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from PIL import Image
-
+from i2i.data.limits import Opened
 from i2i.errors import UsageError
 
 PAGES = ("refuse", "first", "all")  # what may be done with such files
@@ -29,7 +28,7 @@ class SeveralPages(UsageError):
         self.count = count
 
 
-def page_frames(image: Image.Image) -> list[int]:
+def page_frames(image: Opened) -> list[int]:
     """Numbers of the frames of an open picture that are pages: not the layers of a PSD, the previews that telephones
     put behind a JPEG, the masks, thumbnails and lower resolutions of a TIFF."""
     if image.format == "PSD" or not getattr(image, "is_animated", False):
@@ -54,14 +53,14 @@ def page_frames(image: Image.Image) -> list[int]:
     return frames or [0]
 
 
-def refuse_preview(image: Image.Image) -> None:
+def refuse_preview(image: Opened) -> None:
     """ValueError where an open TIFF shows but a preview, as raw photographs do: what it is of lies beneath."""
     kind = image.tag_v2.get(SUBFILE_TYPE, 0)
     if isinstance(kind, int) and kind & REDUCED and SUB_IFDS in image.tag_v2:
         raise ValueError("a raw photograph or the like, of which only the preview would be read: develop it first")
 
 
-def like_the_first(image: Image.Image) -> list[int]:
+def like_the_first(image: Opened) -> list[int]:
     """Frames of an MPO that have the size and the channels of its first: those of a stereo picture or a series. The
     others are previews, depths and brightness gains. What its index points to may be gone."""
     shape, frames = (image.size, image.mode), [0]

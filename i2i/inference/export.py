@@ -8,6 +8,7 @@ import logging
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,7 @@ class PlainNorm(nn.Module):
 def portable(network: nn.Module) -> nn.Module:
     """A copy of `network` that computes the same with torch's operators alone, on the CPU in float32 and eval mode."""
     plain = copy.deepcopy(network).cpu().float().eval()
+    module: Any  # many have an impl
     for name, module in list(plain.named_modules()):
         if isinstance(module, kernels.InstanceNorm2d):
             owner, _, leaf = name.rpartition(".")
@@ -137,7 +139,7 @@ def _onnx_model(network: nn.Module, image: Tensor, dynamic: tuple[dict[int, str]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 network,
                 (image,),
                 dynamo=True,

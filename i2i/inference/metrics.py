@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -62,7 +63,7 @@ def distances(
     if weights is not None:
         check_weights(weights)
     try:
-        import torch_fidelity
+        import torch_fidelity  # pyright: ignore[reportMissingImports]  (optional)
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         raise UsageError(
             f"{' and '.join(wanted)} need torch-fidelity, which cannot be loaded ({error}): {INSTALL}"
@@ -116,12 +117,12 @@ def psnr(real: np.ndarray, fake: np.ndarray) -> float:
     return peak_ratio(float(np.square(real - fake).mean()), peak)
 
 
-def in_levels(*images: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def in_levels(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """(the two images in the levels of their files, float64, the highest level): of 8 bits, or of 16 where one has
     those. `read_image` gives 16 bits as float32 in 0 .. 255, a rounding away from the level."""
-    if all(image.dtype == np.uint8 for image in images):
-        return *(image.astype(np.float64) for image in images), 255
-    return *(np.rint(image.astype(np.float64) * 257) for image in images), 65535
+    if first.dtype == second.dtype == np.uint8:
+        return first.astype(np.float64), second.astype(np.float64), 255
+    return np.rint(first.astype(np.float64) * 257), np.rint(second.astype(np.float64) * 257), 65535
 
 
 def ssim(real: np.ndarray, fake: np.ndarray) -> float:
@@ -134,11 +135,10 @@ def ssim(real: np.ndarray, fake: np.ndarray) -> float:
     if min(real.shape[:2]) < LEAST_SIDE:
         raise UsageError(f"ssim needs sides of at least {LEAST_SIDE} pixels, got {real.shape[1]} x {real.shape[0]}")
     real, fake, peak = in_levels(real, fake)
-    return float(
-        structural_similarity(
-            real, fake, channel_axis=-1, data_range=peak, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-        )
+    score: Any = structural_similarity(
+        real, fake, channel_axis=-1, data_range=peak, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
+    return float(score)
 
 
 def compare_pairs(pairs: list[tuple[Picture, Picture]], wanted: tuple[str, ...]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from i2i.data.grid import draw_grid
 from i2i.data.images import UNREADABLE, one_line, read_image, to_tensor
 from i2i.data.preprocess import resize
 from i2i.errors import UsageError
+from i2i.inference.translate import channels_in
 from i2i.networks.munit import STYLE_DOWNSAMPLINGS, MunitTranslator, sample_styles
 from i2i.networks.stargan import LabelledTranslator, MatchGANGenerator, StarGANGenerator
 
@@ -86,7 +87,7 @@ def in_label(network: nn.Module, text: str | None) -> nn.Module:
     if text is None:
         raise UsageError(f"--label is needed: this is a {network.recognised}")
     label = torch.tensor([network.labels.parse(text)], dtype=torch.float32, device=device_of(network))
-    translator = LabelledTranslator(network, label)
+    translator: Any = LabelledTranslator(network, label)
     translator.recognised = f"{network.recognised}; label {text}"
     translator.found_in = network.found_in
     return translator
@@ -106,7 +107,7 @@ def in_style(
         raise UsageError(f"--style and --num-styles are for MUNIT's translators; this is a {network.recognised}")
     if style is not None:
         return Choice(network.in_style(style_of(style, network, load_size)))
-    if num_styles < 1:
+    if num_styles is None or num_styles < 1:
         raise UsageError(f"--num-styles must be at least 1, got {num_styles}")
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed must be from 0 to 2**63 - 1, got {seed}")
@@ -119,7 +120,7 @@ def in_style(
 def style_of(path: Path, network: MunitTranslator, load_size: int | None) -> Tensor:
     """(1, style_dim, 1, 1) of the image, resized as the images to translate are."""
     try:
-        pixels = read_image(path, network.target.enc_style.model[0].conv.in_channels)
+        pixels = read_image(path, channels_in(network.target.enc_style))
     except UNREADABLE as error:
         raise UsageError(f"--style {path}: {one_line(error)}") from None
     if load_size is not None:

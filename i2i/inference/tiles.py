@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ def _cut(network: nn.Module, chain: nn.Sequential, norms: list[nn.InstanceNorm2d
         sides = [maps[i].shape[-1] for i in (first, end)]
         if any(side % cells for side in sides):
             raise UsageError(f"{type(network).__name__} cannot be run in tiles: sides of {sides} for {cells} cells")
-        layers = chain[first:end]
+        layers: Any = chain[first:end]
         # Modules are registered in the order they run, in a chain and in the published blocks.
         stage = Stage(layers, [m for m in layers.modules() if m in norms], *(side // cells for side in sides))
         stage.halo = _halo(stage, maps[first])
@@ -213,6 +213,7 @@ def _run(stage: Stage, source: Tensor, boxes: list[tuple[Box, Box]], device: tor
                 sides = (side // stage.scale_in * stage.scale_out for side in source.shape[-2:])
                 result = torch.empty(1, y.shape[1], *sides, dtype=y.dtype)
             inner.cut(result, stage.scale_out).copy_(y)
+    assert result is not None  # there are boxes
     return result
 
 

@@ -73,7 +73,7 @@ def enlarge(image: Tensor, height: int, width: int) -> Tensor:
     return to_tensor(resize(((image + 1) * 127.5).permute(1, 2, 0).numpy(), width, height))
 
 
-def read_ahead(jobs: list[Job], channels: int, load_size: int | None) -> Iterator[Loaded]:
+def read_ahead(jobs: Sequence[Job], channels: int, load_size: int | None) -> Iterator[Loaded]:
     """The pictures of `jobs` in order, a few of them read before their turn."""
     pool = ThreadPoolExecutor(READERS)
     try:
@@ -92,13 +92,16 @@ def batched(pictures: Iterable[Loaded], batch_size: int) -> Iterator[list[Loaded
     """Neighbours of one size together, at most `batch_size`; what could not be read stands alone."""
     batch: list[Loaded] = []
     for picture in pictures:
-        fits = batch and picture.image is not None and batch[0].image is not None
-        if batch and not (fits and len(batch) < batch_size and picture.image.shape == batch[0].image.shape):
+        if batch and not (len(batch) < batch_size and same_size(picture, batch[0])):
             yield batch
             batch = []
         batch.append(picture)
     if batch:
         yield batch
+
+
+def same_size(one: Loaded, other: Loaded) -> bool:
+    return one.image is not None and other.image is not None and one.image.shape == other.image.shape
 
 
 def encode_png(image: Tensor, bits: int) -> bytes:
@@ -109,14 +112,14 @@ def encode_png(image: Tensor, bits: int) -> bytes:
     top = 2**bits - 1
     levels = ((image.detach().cpu().float().clamp(-1, 1) + 1) * (top / 2)).round().permute(1, 2, 0).numpy()
     if bits == 16:
-        return deep_png_encoder()(np.ascontiguousarray(levels, dtype=np.uint16))
+        return bytes(deep_png_encoder()(np.ascontiguousarray(levels, dtype=np.uint16)))
     pixels = levels.astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0] if image.shape[0] == 1 else pixels).save(file, "PNG")
     return file.getvalue()
 
 
-def deep_png_encoder() -> Callable[[np.ndarray], bytes]:
+def deep_png_encoder() -> Callable[[np.ndarray], bytes | bytearray]:
     """That of imagecodecs: Pillow has none for 16-bit colour."""
     try:
         from imagecodecs import png_encode
@@ -161,7 +164,7 @@ def translate_files(
             yield Outcome(batch[0].job.source, batch[0].problem)
             continue
         torch.manual_seed(0)  # of dropout: a result does not depend on what was translated before
-        images = torch.stack([picture.image for picture in batch])
+        images = torch.stack([picture.image for picture in batch if picture.image is not None])
         try:
             results = translate(network, images, tile=options.tile, precision=options.precision, **sizes)
         except UsageError as error:

@@ -72,7 +72,7 @@ def files_in(folder: Path, averages: bool) -> dict[str, Path]:
         )
     found = groups.get("latest") or next(iter(groups.values()))
     names = dict.fromkeys(name for name, _ in found)
-    return {name: found.get((name, averages), found.get((name, not averages))) for name in names}
+    return {name: found[name, averages if (name, averages) in found else not averages] for name in names}
 
 
 def networks_in(path: Path, averages: bool) -> dict[str, Weights]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,8 +55,10 @@ def load(path: str | Path, *, network: str | None = None, impl: str = "auto") ->
             raise UsageError(f"{where}: weights of no network known here (its {len(state)} keys begin with {first})")
         taken = f"{where}: taken for a {found[1]}, but it is not one"
         state = fitting(found[0], state, taken)
-    net, net.recognised = recognise(state, where, impl, weights.config)
-    net.found_in = where
+    again = recognise(state, where, impl, weights.config)
+    assert again is not None  # the same keys as before
+    net: Any = again[0]
+    net.recognised, net.found_in = again[1], where
     fill(net, state, taken)
     return net.eval()
 

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from i2i import distributed
 from i2i.config import Config
+from i2i.devices import move_network
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,8 +37,8 @@ class Method:
         # Built and initialised on the CPU, so that a seed gives the same weights on every device.
         torch.manual_seed(config.seed)
         self.networks = self.build()
-        for name, net in self.networks.items():  # weights channels last: convolutions take and return maps so
-            setattr(self, name, net.to(self.device, memory_format=torch.channels_last))
+        for name, net in self.networks.items():
+            setattr(self, name, move_network(net, self.device))
         self.optimizers = self.build_optimizers()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.averages = {

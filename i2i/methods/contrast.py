@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,14 +71,14 @@ def contrastive_loss(
     if config.negatives == "minibatch":
         queries, rows = ([x.flatten(0, 1)[None] for x in given] for given in (queries, rows))
     pairs = list(zip(queries, rows, strict=True))
-    weights: dict[str, list[Tensor]] = {}
+    weights: dict[str, Any] = {}
     if config.contrast == "monce":
         weights["log_weight"] = [
             kernels.monce_log_weight(q, k, eps=config.monce_eps, normalize=True, impl=impl) for q, k in pairs
         ]
     elif config.contrast == "hdce":
         weights["similarity_weight"] = [kernels.hdce_weight(k, config.hdce_gamma, normalize=True) for k in rows]
-    loss = config.lambda_nce * kernels.patch_nce_loss(
+    nce: Any = kernels.patch_nce_loss(  # a tensor: the mean
         queries,
         rows,
         negatives=None if bank is None else list(bank),
@@ -87,6 +88,7 @@ def contrastive_loss(
         impl=impl,
         **weights,
     )
+    loss = config.lambda_nce * nce
     if config.contrast == "hdce":
         relations = [kernels.semantic_relation_loss(q, k) for q, k in pairs]
         loss = loss + config.lambda_src * torch.stack(relations).mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from i2i.config import setting
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
 from i2i.methods.contrast import ContrastConfig, contrastive_loss
-from i2i.methods.losses import GANLoss, discriminator_loss
+from i2i.methods.losses import GANLoss, discriminator_loss, total
 from i2i.methods.negatives import ExternalNegatives
 from i2i.networks import (
     NCE_LAYERS,
@@ -153,7 +153,7 @@ class CUT(Method):
         }
         if config.lambda_nce:
             try:
-                channels = networks["G"].tap_channels(config.nce_layers)
+                channels = cast(TappedGenerator, networks["G"]).tap_channels(config.nce_layers)
             except ValueError as error:
                 raise UsageError(f"nce_layers: {error}") from None
             networks["F"] = feature_network(config.feature_network, channels, config.feature_width, impl=self.impl)
@@ -222,16 +222,16 @@ class CUT(Method):
         return output, [self.sample_keys(layers, projection, flipped) for layers in halves]
 
     @torch.no_grad()  # keys get no gradient (see kernels.patch_nce_loss), so their graph need not exist
-    def sample_keys(self, maps: Sequence[Tensor], projection: nn.Module, flipped: bool) -> Keys:
+    def sample_keys(self, maps: Sequence[Tensor], projection: SampledFeatures, flipped: bool) -> Keys:
         """Rows of a source's `maps` and where their counterparts are, in a translation of it or of its mirror image."""
         patches, ids = projection.sample(maps, self.config.num_patches, generator=self.rngs["step"])
         if flipped and ids is None:
             patches = [layer.flip(-1) for layer in patches]
-        elif flipped:
+        elif flipped and ids is not None:
             ids = [mirrored(places, layer.shape[-1]) for places, layer in zip(ids, maps, strict=True)]
         return self.project(projection, patches), ids
 
-    def project(self, projection: nn.Module, features: list[Tensor]) -> list[Tensor]:
+    def project(self, projection: SampledFeatures, features: list[Tensor]) -> list[Tensor]:
         """Rows of a network such as F. In float32 where the rest is float16: the loss divides rows by their norms, 1e-5
         at first, so gradients on their way into the MLPs grow 1e5 times, out of float16's range."""
         if self.config.precision != "float16":
@@ -243,7 +243,7 @@ class CUT(Method):
         """Leaves the gradients of D's losses in D. Returns those losses, detached."""
         with self.autocast():
             losses = discriminator_loss(self.gan, self.D, real, fake, self.rngs["step"])
-        self.backward(0.5 * sum(losses.values()))
+        self.backward(0.5 * total(losses.values()))
         return {name: loss.detach() for name, loss in losses.items()}
 
     def backward_generator(

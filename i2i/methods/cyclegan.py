@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from i2i.config import setting
 from i2i.methods.base import Method, frozen
 from i2i.methods.image_pool import ImagePool
-from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss
+from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss, total
 from i2i.methods.translator import TranslatorConfig
 
 
@@ -121,7 +121,7 @@ class CycleGAN(Method):
         """Leaves the gradient of discriminator `name`'s loss in it, and returns that loss, detached."""
         with self.autocast():
             losses = discriminator_loss(self.gan, self.networks[name], real, fake, self.rngs["step"])
-        loss = 0.5 * sum(losses.values())
+        loss = 0.5 * total(losses.values())
         self.backward(loss)
         return loss.detach()
 

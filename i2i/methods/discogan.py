@@ -14,6 +14,7 @@ from i2i.config import Config, setting
 from i2i.errors import UsageError
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
+from i2i.methods.losses import total
 from i2i.networks.discogan import DiscoGANDiscriminator, DiscoGANGenerator
 from kernels._dtypes import wide
 
@@ -84,7 +85,7 @@ class DiscoGAN(Alternating):
     def build(self) -> dict[str, nn.Module]:
         """With torch's own initialisation, as published."""
         config = self.config
-        generators = {
+        generators: dict[str, nn.Module] = {
             name: DiscoGANGenerator(config.input_nc, extra_layers=config.extra_layers, conv_dim=config.ngf)
             for name in ("G_A", "G_B")
         }
@@ -120,7 +121,7 @@ class DiscoGAN(Alternating):
             self.update("G")
         return self.end_step(losses)
 
-    def through(self, network: nn.Module, images: Tensor) -> Tensor:
+    def through(self, network: nn.Module, images: Tensor) -> Any:
         with self.autocast():
             return network(images)
 
@@ -169,4 +170,4 @@ class DiscoGAN(Alternating):
 def feature_matching(features: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """Squared difference of the maps' means over the batch: mean over a map, summed over the maps."""
     means = [[wide(maps).mean(0) for maps in pair] for pair in zip(features, wanted, strict=True)]
-    return sum((fake - real).square().mean() for fake, real in means)
+    return total((fake - real).square().mean() for fake, real in means)

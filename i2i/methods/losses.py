@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,12 @@ def image_gradient(discriminator: Discriminator, images: Tensor) -> Tensor:
     images = wide(images.detach()).requires_grad_()
     with torch.autocast(images.device.type, enabled=False):
         return torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)[0]
+
+
+def total(losses: Iterable[Tensor]) -> Tensor:
+    """The sum of one or more losses."""
+    first, *others = losses
+    return sum(others, first)
 
 
 def l1_loss(x: Tensor, y: Tensor) -> Tensor:

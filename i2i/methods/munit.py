@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from i2i import distributed
 from i2i.config import Config, setting
+from i2i.devices import move_network
 from i2i.errors import UsageError
 from i2i.methods.base import Method, frozen
-from i2i.methods.losses import GANLoss, l1_loss
+from i2i.methods.losses import GANLoss, l1_loss, total
 from i2i.networks import init_weights
 from i2i.networks.munit import MunitDiscriminator, MunitGenerator, MunitTranslator, sample_styles
 from i2i.networks.vgg import Vgg16, load_vgg16, normalised_distance
@@ -143,7 +144,7 @@ class MUNIT(Method):
         self.steps_done = 0
         self.vgg = None
         if config.vgg_w:
-            self.vgg = load_vgg16(config.vgg_weights).to(self.device, memory_format=torch.channels_last)
+            self.vgg = move_network(load_vgg16(config.vgg_weights), self.device)
         sizes = (config.ngf, config.style_dim, config.n_downsample, config.n_res, config.mlp_dim)
         networks: dict[str, nn.Module] = {}
         for domain, channels in {"a": config.input_nc, "b": config.output_nc}.items():
@@ -190,10 +191,10 @@ class MUNIT(Method):
         self.steps_done = state["steps_done"]
 
     def generator(self, domain: str) -> MunitGenerator:
-        return self.networks[f"gen_{domain}"]
+        return getattr(self, f"gen_{domain}")
 
     def discriminator(self, domain: str) -> MunitDiscriminator:
-        return self.networks[f"dis_{domain}"]
+        return getattr(self, f"dis_{domain}")
 
     def draw_styles(self, count: int) -> dict[str, Tensor]:
         """(count, style_dim, 1, 1) from N(0, I) for each domain. All processes draw those of all of them and take their
@@ -242,7 +243,8 @@ class MUNIT(Method):
             for group in ({f"gen_recon_x_{here}": l1_loss(own, real[here])}, *groups):
                 self.backward(self.weighted(group))
                 losses |= group
-            decoded.backward(torch.cat([own.grad, fake.grad]))
+            gradients: list[Any] = [own.grad, fake.grad]
+            decoded.backward(torch.cat(gradients))
         torch.autograd.backward(encoded, [code.grad for code in (*content.values(), *style.values())])
         self.update("gen")
         return losses | {"G": self.weighted(losses)}
@@ -257,7 +259,7 @@ class MUNIT(Method):
         with frozen(self.discriminator(here)):
             with self.autocast():
                 scores = self.discriminator(here)(fake)
-            yield {f"gen_adv_{here}": sum(self.gan(each.float(), True) for each in scores)}
+            yield {f"gen_adv_{here}": total(self.gan(each.float(), True) for each in scores)}
         with self.autocast():
             content_again, style_again = self.generator(here).encode(fake)
         group = {
@@ -269,7 +271,7 @@ class MUNIT(Method):
                 cycled = self.generator(there).decode(content_again, style[there])
             group[f"gen_cycrecon_x_{there}"] = l1_loss(cycled, real[there])
         yield group
-        if config.vgg_w:
+        if self.vgg is not None:
             with self.autocast():
                 with torch.no_grad():
                     source = self.vgg(real[there])
@@ -277,10 +279,11 @@ class MUNIT(Method):
             yield {f"gen_vgg_{here}": normalised_distance(features, source)}
 
     def weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        return sum(getattr(self.config, WEIGHTS[name[:-2]]) * loss for name, loss in losses.items())
+        return total(getattr(self.config, WEIGHTS[name[:-2]]) * loss for name, loss in losses.items())
 
     def pair(self, source: str, target: str) -> MunitTranslator:
-        return MunitTranslator(self.translator(f"gen_{source}"), self.translator(f"gen_{target}"))
+        parts: list[Any] = [self.translator(f"gen_{domain}") for domain in (source, target)]
+        return MunitTranslator(*parts)
 
     @torch.no_grad()
     def translate(self, images: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ class ExternalNegatives:
         self.averages = [
             AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM)) for net in (encoder, projection)
         ]
+        self.encoder: Any
+        self.projection: Any
         self.encoder, self.projection = (average.module for average in self.averages)
         self.queues = [Queue(*shape, generator, device) for _ in range(sources)]
 

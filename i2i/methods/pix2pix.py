@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from i2i.config import setting
 from i2i.methods.base import Method, frozen
-from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss
+from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss, total
 from i2i.methods.translator import TranslatorConfig
 
 
@@ -67,7 +67,7 @@ class Pix2Pix(Method):
         with self.autocast():
             real, fake = torch.cat([real_a, real_b], 1), torch.cat([real_a, fake_b.detach()], 1)
             losses = discriminator_loss(self.gan, self.D, real, fake, self.rngs["step"])
-        self.backward(0.5 * sum(losses.values()))
+        self.backward(0.5 * total(losses.values()))
         self.update("D")
 
         self.zero_grad("G")

@@ -13,7 +13,7 @@ from i2i.config import Config, setting
 from i2i.data.labels import LabelSpace
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
-from i2i.methods.losses import gradient_penalty, l1_loss
+from i2i.methods.losses import gradient_penalty, l1_loss, total
 from i2i.networks.stargan import StarGANDiscriminator, StarGANGenerator
 from kernels._dtypes import wide
 
@@ -191,7 +191,7 @@ class StarGAN(Alternating):
     def take_back(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gradients of the weighted sum. Returns `losses`."""
         if losses:
-            self.backward(sum(self.weights.get(name, 1.0) * loss for name, loss in losses.items()))
+            self.backward(total(self.weights.get(name, 1.0) * loss for name, loss in losses.items()))
         return losses
 
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

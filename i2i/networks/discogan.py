@@ -55,6 +55,13 @@ class DiscoGANDiscriminator(nn.Module):
     The scores are logits: the published sigmoid is left to the loss, which is exact where it would saturate.
     """
 
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    conv4: nn.Conv2d
+    bn2: nn.BatchNorm2d
+    bn3: nn.BatchNorm2d
+    bn4: nn.BatchNorm2d
+
     def __init__(self, image_nc: int = 3, *, conv_dim: int = 64):
         super().__init__()
         widths = [conv_dim * 2**level for level in range(4)]

@@ -7,6 +7,8 @@ can be shared by threads and replicas, compiled and exported.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,7 +117,7 @@ class Decoder(nn.Module):
 
     def forward(self, content: Tensor, parameters: Tensor) -> Tensor:
         x = content
-        blocks = self.model[0].model
+        blocks: Any = self.model[0].model
         for block, own in zip(blocks, parameters.unflatten(1, (len(blocks), 2, 2, -1)).unbind(1), strict=True):
             x = block(x, own)
         return self.model[1:](x)
@@ -183,7 +185,8 @@ class MunitTranslator(nn.Module):
         super().__init__()
         self.source, self.target = source, target
         if style is None:
-            style = target.enc_style.model[-1].weight.new_zeros(1, target.style_dim, 1, 1)
+            last: Any = target.enc_style.model[-1]
+            style = last.weight.new_zeros(1, target.style_dim, 1, 1)
         self.register_buffer("style", style, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -248,10 +251,9 @@ class MunitDiscriminator(nn.Module):
 
 def munit_translator(state: State, impl: str, config: Settings) -> Recognised | None:
     """From both domains' generators, keys `source.` and `target.` in front of the published ones."""
-    parts = [generator_of(state, f"{part}.", impl) for part in ("source", "target")]
-    if None in parts:
+    source, target = (generator_of(state, f"{part}.", impl) for part in ("source", "target"))
+    if source is None or target is None:
         return None
-    source, target = parts
     return MunitTranslator(source, target), f"MUNIT translator, {described(source)} -> {described(target)}"
 
 
@@ -293,5 +295,5 @@ def generator_of(state: State, prefix: str, impl: str) -> MunitGenerator | None:
 
 
 def described(net: MunitGenerator) -> str:
-    conv = net.enc_style.model[0].conv
+    conv: Any = net.enc_style.model[0].conv
     return f"{conv.in_channels} channels, width {conv.out_channels}, {net.style_dim} numbers of style"

@@ -69,15 +69,15 @@ class SiameseNetwork(nn.Module):
         features = self.encoder(patches)
         return self.content(features), self.domain(features)
 
-    def attention(self, content: Tensor, size: tuple[int, int]) -> Tensor:
+    def attention(self, content: Tensor, size: torch.Size) -> Tensor:
         """`content` -> (N, 1, *size) in (0, 1)."""
         return F.interpolate(self.attend(content).sigmoid(), size, mode="bilinear", align_corners=False)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of patches, both (N, input_nc, h, w) -> their attention maps (N, 1, h, w) each, class logits (N, 3)."""
         content, domain = self.encode(torch.cat([first, second]))
-        maps = self.attention(content, first.shape[2:]).chunk(2)
-        return *maps, self.classify(torch.cat(domain.chunk(2), dim=1))
+        one, two = self.attention(content, first.shape[2:]).chunk(2)
+        return one, two, self.classify(torch.cat(domain.chunk(2), dim=1))
 
 
 def siamese_network(state: State, impl: str, config: Settings) -> Recognised | None:

@@ -6,8 +6,6 @@ three neighbours (norm, activation, padding), the places of the others, which ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 import kernels
@@ -90,7 +88,7 @@ class ResnetGenerator(TappedGenerator):
         net += [nn.Identity(), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]  # the Identity is the reflection pad
         self.model = nn.Sequential(*net)
 
-    def chain(self) -> Sequence[nn.Module]:
+    def chain(self) -> nn.Sequential | list[nn.Module]:
         return self.model
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,8 @@ class MatchGANGenerator(nn.Module):
 class LabelPlanes(nn.Module):
     """`with_label` as a layer. labels: (1, c_dim), for every image, or (L, c_dim), all of them for the only image."""
 
+    labels: Tensor
+
     def __init__(self, labels: Tensor):
         super().__init__()
         self.register_buffer("labels", labels, persistent=False)
@@ -140,7 +143,8 @@ class LabelledTranslator(nn.Module):
 
     def __init__(self, generator: StarGANGenerator | MatchGANGenerator, labels: Tensor):
         super().__init__()
-        layers = [layer for half in copy.deepcopy(generator).children() for layer in half]
+        halves: Any = copy.deepcopy(generator).children()
+        layers = [layer for half in halves for layer in half]
         self.input_nc = layers[0].in_channels - labels.shape[1]
         self.main = nn.Sequential(LabelPlanes(labels), *layers)
         for owner in list(self.main.modules()):
@@ -211,7 +215,7 @@ class MatchGANDiscriminator(StarGANDiscriminator):
         self, image_size: int = 128, conv_dim: int = 64, c_dim: int = 5, repeat_num: int = 6, *, image_nc: int = 3
     ):
         super().__init__(image_size, conv_dim, c_dim, repeat_num, image_nc=image_nc)
-        self.conv3 = nn.Conv2d(2 * self.conv2.in_channels, 2, self.conv2.kernel_size, bias=False)
+        self.conv3 = nn.Conv2d(2 * self.conv2.in_channels, 2, self.conv2.weight.shape[2], bias=False)
 
     def match(self, features: Tensor, first: Sequence[int], second: Sequence[int]) -> Tensor:
         """Logits (P, 2) of the pairs (first[i], second[i]) of `features`' images: different labels, same label.

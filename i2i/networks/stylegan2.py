@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,9 +111,10 @@ class ConvLayer(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self[0], Blur):
             x = self[0](x)
-        if not isinstance(self[-1], FusedLeakyReLU):
-            return self[-1](x)
-        x = self[-2](x, GAIN * self[-1].bias.flatten(), GAIN)  # leaky_relu(GAIN x) = GAIN leaky_relu(x)
+        last = self[-1]
+        if not isinstance(last, FusedLeakyReLU):
+            return last(x)
+        x = self[-2](x, GAIN * last.bias.flatten(), GAIN)  # leaky_relu(GAIN x) = GAIN leaky_relu(x)
         return F.leaky_relu_(x, 0.2)
 
 
@@ -218,8 +220,9 @@ class StyleGAN2Generator(TappedGenerator):
             ConvLayer(channels[0], output_nc, 1),  # ends in a leaky ReLU, as published
         )
 
-    def chain(self) -> Sequence[nn.Module]:
-        return [*self.encoder.convs, *self.decoder.convs]
+    def chain(self) -> nn.Sequential | list[nn.Module]:
+        halves: list[Any] = [self.encoder.convs, self.decoder.convs]
+        return [layer for half in halves for layer in half]
 
 
 class StyleGAN2Discriminator(nn.Module):

@@ -18,7 +18,7 @@ class TappedGenerator(nn.Module):
     impl: str  # of the fused operators
     margins: dict[int, int] = {}  # indices whose maps come with so many pixels of padding already: cut off when tapped
 
-    def chain(self) -> Sequence[nn.Module]:
+    def chain(self) -> nn.Sequential | list[nn.Module]:
         """The modules in the order they run; taps are indices into them."""
         raise NotImplementedError
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,7 +92,8 @@ class UnetGenerator(nn.Module):
                 dropout=dropout and 4 <= level < num_downs - 1,
                 impl=impl,
             )
-        self.model = nn.Module()  # for the keys, which start with model.model
+        assert block is not None  # there are levels
+        self.model: Any = nn.Module()  # for the keys, which start with model.model
         self.model.model = nn.Sequential(
             nn.Conv2d(input_nc, ngf, 4, 2, padding=1, bias=norm == "instance"),
             block,

@@ -144,7 +144,7 @@ def _lock(file: int) -> None:
         return
     os.lseek(file, 1 << 30, os.SEEK_SET)  # Windows locks bytes, and locked ones cannot be read
     try:
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]  (on Windows alone)
     except PermissionError as error:
         raise BlockingIOError(error.errno, error.strerror) from None
     finally:

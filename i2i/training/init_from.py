@@ -86,7 +86,7 @@ def _only_fit(networks: dict[str, nn.Module], weights: Weights) -> str:
         return fits[0]
     if not any(shared.values()):
         raise UsageError(f"init_from: {weights.source}: none of its keys is of one of {', '.join(networks)}")
-    return max(shared, key=shared.get)
+    return max(shared, key=lambda name: shared[name])
 
 
 def _fitting(name: str, net: nn.Module, weights: Weights) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from i2i import distributed
 from i2i.config import Config
 from i2i.data import Dataset, batches, open_training_data
+from i2i.data.layouts import Layout
 from i2i.errors import NotSaved, TrainingDiverged, UsageError
 from i2i.files import CHECKPOINT
 from i2i.inference.weights import save_published
@@ -84,7 +85,7 @@ def prepare(
     per_step = config.batch_size * distributed.world()
     last = -(-len(data) * (config.n_epochs + config.n_epochs_decay) // per_step)
     last = min(config.steps or last, last)
-    if METHODS[method].full_view_in_decay:
+    if METHODS[method].full_view_in_decay and isinstance(data, Layout):
         data.full_view_from = len(data) * config.n_epochs
     if resume:
         resuming.check_data(resume, resuming.facts(data, torch.device(device)))
@@ -241,12 +242,13 @@ class Run:
 
     def held_out(self, translate: Callable[..., Tensor] | None = None) -> float | None:
         """The score of the model, or of another translation, where the data knows the true answers."""
-        if not hasattr(self.data, "held_out"):
+        score = getattr(self.data, "held_out", None)
+        if score is None:
             return None
         with preserve_rng(self.model):
-            return self.data.held_out(translate or self.model.translate)
+            return score(translate or self.model.translate)
 
 
-def preserve_rng(model: Method) -> torch.random.fork_rng:
+def preserve_rng(model: Method) -> contextlib.AbstractContextManager[None]:
     """Looking must not change the run: random numbers that it draws are put back."""
     return torch.random.fork_rng([model.device] if model.device.type == "cuda" else [])

@@ -38,7 +38,7 @@ def facts(data: Dataset, device: torch.device) -> dict[str, Any]:
     }
 
 
-def listings(data: Dataset) -> dict[str, list[tuple[Any, ...]]]:
+def listings(data: Any) -> dict[str, list[tuple[Any, ...]]]:
     """By what people call them, the pictures that `data` reads from files, in its order: names and sizes, or labels.
     Where they lie does not matter, and what is in them is not looked at: that would read them all."""
     folders = getattr(data, "folders", None)

@@ -50,6 +50,7 @@ class Schedule:
         if self.steps:  # else it ended with the same step as the one before, and has that one's mean
             self.mean = self.total / self.steps
             distributed.average([self.mean])
+        each: Any  # of plateau, step takes the mean
         for each in self.schedulers.values():
             each.step(*([float(self.mean)] if self.plateau else []))
         self.total, self.steps = torch.zeros(()), 0
