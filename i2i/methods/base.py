@@ -76,7 +76,8 @@ class Method:
         return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
     def autocast(self) -> torch.autocast:
-        """Several in a step: within one, autocast would go on with its copies of weights from before an update."""
+        """One region for each part of a step: autocast keeps its 16-bit copies of the weights until a region ends, and
+        would compute with copies from before an update."""
         dtype = AUTOCAST.get(self.config.precision, torch.bfloat16)
         return torch.autocast(self.device.type, dtype, enabled=self.config.precision in AUTOCAST)
 

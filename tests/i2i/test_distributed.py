@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 CHILD = ROOT / "tests/support/train_child.py"
 TINY = ["crop_size=32", "ngf=4", "ndf=4", "sample_every=100", "n_epochs=1", "n_epochs_decay=0"]
-METHODS = {
+SETTINGS = {
     "cut": ["generator=resnet_5blocks", "num_patches=16"],
     "cyclegan": ["generator=resnet_1blocks"],  # 6 steps do not fill the image pool, whose answers are drawn
     "munit": ["num_scales=2", "style_dim=2", "mlp_dim=8", "n_res=1"],
@@ -44,9 +44,9 @@ def losses(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SETTINGS)
 def test_two_processes_are_one_of_twice_the_batch(tmp_path, method):
-    words = ["--method", method, *TINY, *METHODS[method], "steps=6", "save_every=3"]
+    words = ["--method", method, *TINY, *SETTINGS[method], "steps=6", "save_every=3"]
     printed = finish(start(2, *words, "--output", tmp_path / "two", "batch_size=1"))
     finish(start(1, *words, "--output", tmp_path / "one", "batch_size=2"))
     assert printed.count("checkpoint:") == 1  # only the first process speaks
@@ -64,7 +64,7 @@ def test_two_processes_are_one_of_twice_the_batch(tmp_path, method):
 
 def test_two_processes_stop_at_one_step_and_resume(tmp_path):
     """A signal that reaches one process stops both after the same step; the resumed run is the uninterrupted one."""
-    words = ["--method", "cut", *TINY, *METHODS["cut"], "steps=8", "save_every=4", "ema=0.9"]
+    words = ["--method", "cut", *TINY, *SETTINGS["cut"], "steps=8", "save_every=4", "ema=0.9"]
     finish(start(2, *words, "--output", tmp_path / "whole"))
     endless = ["n_epochs=100000" if word == "n_epochs=1" else word for word in words if word != "steps=8"]
     process = start(2, *endless, "--output", tmp_path / "parts")
