@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 
 import kernels
-from benchmarks import contrastive, machine, resample, suite_report
-from benchmarks.cases import MODES, OPERATORS, Shape, cases
-from benchmarks.plot import picture
-from benchmarks.providers import FUSED, PROVIDERS
-from benchmarks.report import SCHEMA, is_noisy, loss_line, summarise, write
-from benchmarks.runner import Json, run
-from benchmarks.suite import Suite
-from benchmarks.suite import run as run_suite
+from benchmarks.engine import machine, suite_report
+from benchmarks.engine.bars import picture
+from benchmarks.engine.report import SCHEMA, is_noisy, loss_line, summarise, write
+from benchmarks.engine.runner import Json, run
+from benchmarks.engine.suite import Suite
+from benchmarks.engine.suite import run as run_suite
+from benchmarks.ops import contrastive, resample
+from benchmarks.ops.norm import FUSED, PROVIDERS
+from benchmarks.ops.norm_cases import MODES, OPERATORS, Shape, cases
 from kernels import _commands
 
 ROUNDS, ROUNDS_FULL = 7, 20

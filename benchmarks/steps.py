@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import machine, step_report
-from benchmarks.progress import Progress
-from benchmarks.step_methods import METHODS, OURS, PUBLISHED
-from benchmarks.step_turns import COMMANDS, Entry, Json, Run, add_arguments, measure
+from benchmarks.engine import machine
+from benchmarks.engine.progress import Progress
+from benchmarks.systems import step_report
+from benchmarks.systems.stock_cut import METHODS, OURS, PUBLISHED
+from benchmarks.systems.turns import COMMANDS, Entry, Json, Run, add_arguments, measure
 from kernels import _commands
 
 ROUNDS = 5
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None, networks: Json | None = None) -> int
 def contestants(names: Sequence[str], size: int, networks: Json) -> dict[str, Entry]:
     arguments = {"size": size, "networks": networks}
     return {
-        name: Entry("benchmarks.step_methods", arguments | {"name": name}, METHODS[name].precision) for name in names
+        name: Entry("benchmarks.systems.stock_cut", arguments | {"name": name}, METHODS[name].precision)
+        for name in names
     }
 
 

@@ -10,10 +10,10 @@ import functools
 import pytest
 import torch
 
-from benchmarks.cases import Case, Inputs, Row, cases, make_inputs, necessary_bytes, rows
-from benchmarks.gate import Gate
-from benchmarks.providers import FUSED, INTO, PROVIDERS, Provider
-from benchmarks.runner import bind
+from benchmarks.engine.gate import Gate
+from benchmarks.engine.runner import bind
+from benchmarks.ops.norm import FUSED, INTO, PROVIDERS, Provider
+from benchmarks.ops.norm_cases import Case, Inputs, Row, cases, make_inputs, necessary_bytes, rows
 from kernels import BackendUnavailable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

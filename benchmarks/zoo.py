@@ -12,11 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import machine, zoo_report
-from benchmarks.progress import Progress
-from benchmarks.providers import FUSED
-from benchmarks.step_turns import COMMANDS, LIMITS, Entry, Json, Run, add_arguments, measure
-from benchmarks.zoo_report import PLAIN
+from benchmarks.engine import machine
+from benchmarks.engine.progress import Progress
+from benchmarks.ops.norm import FUSED
+from benchmarks.systems import zoo_report
+from benchmarks.systems.turns import COMMANDS, LIMITS, Entry, Json, Run, add_arguments, measure
+from benchmarks.systems.zoo_report import PLAIN
 from i2i.config import Config
 from i2i.data.labelled import LABELLED_MODES
 from i2i.methods import METHODS, Method
@@ -44,7 +45,7 @@ CASES = {
 def contestant(
     device: str, method: str, impl: str, precision: str, settings: Json
 ) -> tuple[Method, tuple[Tensor, ...], int]:
-    """What step_child.py measures: (model, batch, steps at a time). The model stands at the last step of a turn, so
+    """What child.py measures: (model, batch, steps at a time). The model stands at the last step of a turn, so
     that what the gate sees has the generators' gradients."""
     case = CASES.get(method, Case())
     config = METHODS[method].Config(**case.changes | {"precision": precision} | settings)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.step_networks import Discriminator, Generator, PatchFeatures, Style
+from benchmarks.systems.stock_networks import Discriminator, Generator, PatchFeatures, Style
 from i2i.methods.cut import CUT, CUTConfig
 from i2i.networks import NCE_LAYERS, ResnetBlock
 
@@ -135,7 +135,7 @@ METHODS = {
 
 
 def contestant(device: str, name: str, size: int, networks: dict[str, Any]) -> tuple[CUT | StockCUT, list[Tensor], int]:
-    """What step_child.py measures: (model, batch, steps at a time)."""
+    """What child.py measures: (model, batch, steps at a time)."""
     method, place = METHODS[name], torch.device(device)
     model = method.build(CUTConfig(crop_size=size, precision=method.precision, **networks), place)
     generator = torch.Generator().manual_seed(0)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from benchmarks.cases import DTYPES, dtype_name
-from benchmarks.providers import FUSED
-from benchmarks.suite import EAGER, Function, Work
+from benchmarks.engine.suite import EAGER, Function, Work
+from benchmarks.ops.norm import FUSED
+from benchmarks.ops.norm_cases import DTYPES, dtype_name
 
 Tensor = torch.Tensor
 

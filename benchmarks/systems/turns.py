@@ -1,6 +1,6 @@
 """What the tables of whole training steps share: contestants in turn, a gate before the timing, the facts of a run.
 
-Each contestant lives in a process of its own (step_child.py) and steps when it is its turn: rounds are interleaved and
+Each contestant lives in a process of its own (child.py) and steps when it is its turn: rounds are interleaved and
 peak memory is honest. Nothing is timed whose first losses and gradients do not agree with the published form's.
 """
 
@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import machine
-from benchmarks.measure import spread
-from benchmarks.progress import Progress
-from benchmarks.report import SCHEMA
+from benchmarks.engine import machine
+from benchmarks.engine.measure import spread
+from benchmarks.engine.progress import Progress
+from benchmarks.engine.report import SCHEMA
 
 Json = dict[str, Any]
 Rows = dict[str, Json]
@@ -54,7 +54,7 @@ class Contestant:
         self.log = log  # a file: of a pipe that nobody empties, a talkative compiler would fill the 64 KB and wait
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.step_child", *arguments],
+                [sys.executable, "-m", "benchmarks.systems.child", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

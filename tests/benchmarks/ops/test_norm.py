@@ -14,23 +14,23 @@ import torch
 
 import kernels
 from benchmarks import __main__ as cli
-from benchmarks import machine, report, runner
-from benchmarks.cases import OPERATORS, Row, cases, make_inputs, necessary_bytes, rows
-from benchmarks.gate import Gate
-from benchmarks.measure import Subject, WallClock, interleave, peak_bytes, spread
-from benchmarks.plot import picture
-from benchmarks.providers import FUSED, INTO, PROVIDERS, Provider
+from benchmarks.engine import machine, report, runner
+from benchmarks.engine.bars import picture
+from benchmarks.engine.gate import Gate
+from benchmarks.engine.measure import Subject, WallClock, interleave, peak_bytes, spread
+from benchmarks.ops.norm import FUSED, INTO, PROVIDERS, Provider
+from benchmarks.ops.norm_cases import OPERATORS, Row, cases, make_inputs, necessary_bytes, rows
 
 CPU = torch.device("cpu")
 TINY = (2, 5, 9, 7)
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WITHOUT_COMPILE = [provider for provider in PROVIDERS if not provider.compiles]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Short samples, and one thread: on a shared machine two that meet at a barrier wait for each other's turn."""
-    monkeypatch.setattr("benchmarks.measure.MIN_SAMPLE_MS", 0.2)
+    monkeypatch.setattr("benchmarks.engine.measure.MIN_SAMPLE_MS", 0.2)
     monkeypatch.setattr("kernels.keep_freed_memory", lambda: False)  # it would last for all tests of this process
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -115,7 +115,7 @@ def test_provider_that_raises_costs_only_its_cell():
 
 
 def test_case_without_an_oracle_is_reported(monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.gate.SANE", {torch.float32: 0.0, torch.bfloat16: 0.1})
+    monkeypatch.setattr("benchmarks.engine.gate.SANE", {torch.float32: 0.0, torch.bfloat16: 0.1})
     done = measured(WITHOUT_COMPILE, "adain")
     assert [("error" in row) for row in done] == [True] * 4 + [False] * 4
     result = assembled(monkeypatch, done)

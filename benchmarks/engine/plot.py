@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from benchmarks.cases import MODES
-from benchmarks.providers import FUSED
-from benchmarks.suite import Json, Suite
+from benchmarks.engine.suite import Json, Suite
+from benchmarks.ops.norm import FUSED
+from benchmarks.ops.norm_cases import MODES
 
 # Okabe and Ito's colours, as in plot.py; red is left for losses
 _COLOURS = ("#0072B2", "#999999", "#E69F00", "#009E73")

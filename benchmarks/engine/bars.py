@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.cases import MODES
-from benchmarks.report import BASELINES, FORMATS
+from benchmarks.engine.report import BASELINES, FORMATS
+from benchmarks.ops.norm_cases import MODES
 
 Json = dict[str, Any]
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import contrastive, contrastive_cases, suite, suite_report
-from benchmarks.contrastive import SUITE
-from benchmarks.contrastive_cases import EAGER, FUSED, NAMES, Case, Work, cases, products_flops, work
+from benchmarks.engine import suite, suite_report
+from benchmarks.ops import contrastive, contrastive_cases
+from benchmarks.ops.contrastive import SUITE
+from benchmarks.ops.contrastive_cases import EAGER, FUSED, NAMES, Case, Work, cases, products_flops, work
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("benchmarks.measure.MIN_SAMPLE_MS", 0.2)
+    monkeypatch.setattr("benchmarks.engine.measure.MIN_SAMPLE_MS", 0.2)
     monkeypatch.setattr("kernels.keep_freed_memory", lambda: False)  # it would last for all tests of this process
     monkeypatch.setattr(contrastive_cases, "CUT_MAPS", ((3, 9, 8), (5, 6, 7), (4, 5, 5), (4, 5, 5), (4, 5, 5)))
     threads = torch.get_num_threads()

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from benchmarks.cases import MODES, dtype_name
-from benchmarks.gate import FACTOR, FLOOR, distance
-from benchmarks.measure import Subject, interleave, peak_bytes, spread
-from benchmarks.progress import Progress
-from benchmarks.providers import FUSED
-from benchmarks.runner import argument_sets, bandwidth, copy_subject, prepared, relate, times
+from benchmarks.engine.gate import FACTOR, FLOOR, distance
+from benchmarks.engine.measure import Subject, interleave, peak_bytes, spread
+from benchmarks.engine.progress import Progress
+from benchmarks.engine.runner import argument_sets, bandwidth, copy_subject, prepared, relate, times
+from benchmarks.ops.norm import FUSED
+from benchmarks.ops.norm_cases import MODES, dtype_name
 from kernels import BackendUnavailable
 
 Tensor = torch.Tensor

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import zoo, zoo_report
-from benchmarks.providers import FUSED
-from benchmarks.zoo_report import PLAIN
+from benchmarks import zoo
+from benchmarks.ops.norm import FUSED
+from benchmarks.systems import zoo_report
+from benchmarks.systems.zoo_report import PLAIN
 from i2i.methods import METHODS
 
 TINY = {"crop_size": 32, "generator": "resnet_6blocks", "ngf": 4, "ndf": 4, "num_patches": 16, "feature_width": 16}

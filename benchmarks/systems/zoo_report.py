@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.providers import FUSED
-from benchmarks.report import provenance, summarise_ratios
-from benchmarks.step_report import bars, distances, seconds_cell, write_files
-from benchmarks.step_turns import Json
+from benchmarks.engine.report import provenance, summarise_ratios
+from benchmarks.ops.norm import FUSED
+from benchmarks.systems.step_report import bars, distances, seconds_cell, write_files
+from benchmarks.systems.turns import Json
 
 PLAIN = "plain torch"
 HEAD = [

@@ -16,7 +16,7 @@ import torch
 
 from kernels import _native
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _SETTINGS = (
     "OMP_",
     "KMP_",

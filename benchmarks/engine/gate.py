@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.cases import Case, Inputs, fused
-from benchmarks.providers import PUBLISHED, Function, stock
+from benchmarks.ops.norm import PUBLISHED, Function, stock
+from benchmarks.ops.norm_cases import Case, Inputs, fused
 
 FACTOR = 2.0
 # Below these a training run cannot tell: batch_norm on channels_last, for one, sums less carefully than instance_norm.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import provenance, write_atomically
-from benchmarks.step_methods import METHODS, OURS, PUBLISHED
-from benchmarks.suite_plot import png, where
+from benchmarks.engine.plot import png, where
+from benchmarks.engine.report import provenance, write_atomically
+from benchmarks.systems.stock_cut import METHODS, OURS, PUBLISHED
 
 Json = dict[str, Any]
 

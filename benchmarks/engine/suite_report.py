@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import suite_plot
-from benchmarks.providers import FUSED
-from benchmarks.report import cell, loss_line, pair, provenance, summarise_ratios, write_atomically
-from benchmarks.suite import Json, Suite
+from benchmarks.engine import plot
+from benchmarks.engine.report import cell, loss_line, pair, provenance, summarise_ratios, write_atomically
+from benchmarks.engine.suite import Json, Suite
+from benchmarks.ops.norm import FUSED
 
 
 def summarise(suite: Suite, rows: Sequence[Json]) -> Json:
@@ -91,7 +91,7 @@ def write(suite: Suite, result: Json, folder: Path) -> list[Path]:
     files = {
         f"{suite.name}.json": json.dumps(result, indent=1).encode(),
         f"{suite.name}.md": markdown(suite, result, pictures).encode(),
-        f"{suite.name}.png": suite_plot.speedups(suite, result),
+        f"{suite.name}.png": plot.speedups(suite, result),
         **{f"{suite.name}_{name}.png": image for name, image in pictures.items()},
     }
     for name, data in files.items():

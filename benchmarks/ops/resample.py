@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from benchmarks.cases import DTYPES, Shape, dtype_name
-from benchmarks.providers import FUSED
-from benchmarks.suite import EAGER, Function, Json, Suite, Work
+from benchmarks.engine.suite import EAGER, Function, Json, Suite, Work
+from benchmarks.ops.norm import FUSED
+from benchmarks.ops.norm_cases import DTYPES, Shape, dtype_name
 
 Tensor = torch.Tensor
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from benchmarks import step_report, step_turns, steps
-from benchmarks.progress import Progress
-from benchmarks.step_methods import METHODS, OURS, PUBLISHED, StockCUT, Style
+from benchmarks import steps
+from benchmarks.engine.progress import Progress
+from benchmarks.systems import step_report, turns
+from benchmarks.systems.stock_cut import METHODS, OURS, PUBLISHED, StockCUT, Style
 from i2i.methods.cut import CUT, CUTConfig
 
 SMALL = {"ngf": 16, "ndf": 16, "generator": "resnet_6blocks", "num_patches": 64}
@@ -100,7 +101,7 @@ def row(name: str, losses: dict[str, float], gradient: torch.Tensor, folder) -> 
 
 def judge(rows: dict[str, dict]) -> None:
     paths = {name: r["path"] for name, r in rows.items()}
-    step_turns.judge(rows, paths, PUBLISHED, {name: METHODS[name].precision for name in rows})
+    turns.judge(rows, paths, PUBLISHED, {name: METHODS[name].precision for name in rows})
 
 
 def test_wrong_gradients_and_losses_are_named(tmp_path):
@@ -120,7 +121,7 @@ def test_wrong_gradients_and_losses_are_named(tmp_path):
 def test_a_contestant_that_dies_costs_its_own_row(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "gone", METHODS[OURS])
     entries = steps.contestants(["gone", PUBLISHED], 64, SMALL)
-    rows, interrupted = step_turns.measure(entries, PUBLISHED, 1, CPU, Progress(8))
+    rows, interrupted = turns.measure(entries, PUBLISHED, 1, CPU, Progress(8))
     assert not interrupted and rows["gone"]["status"] == "error" and "KeyError: 'gone'" in rows["gone"]["reason"]
     assert rows[PUBLISHED]["status"] == "ok" and len(rows[PUBLISHED]["samples_s"]) == 1
 
@@ -140,7 +141,7 @@ def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(step_turns, "judge", interrupt)
+    monkeypatch.setattr(turns, "judge", interrupt)
     skipped = [f"--skip={name}" for name in METHODS if name not in (OURS, PUBLISHED)]
     assert steps.main(["--size", "64", "--output", str(tmp_path), *skipped], SMALL) == 130
     assert "interrupted" in capsys.readouterr().err
@@ -159,8 +160,8 @@ def test_losses_are_shown():
 
 def test_networks_without_an_update_agree_unless_one_has_it():
     nothing = torch.zeros(3)
-    assert step_turns.distance(nothing, nothing) == 0
-    assert step_turns.distance(torch.ones(3), nothing) > 1e30
+    assert turns.distance(nothing, nothing) == 0
+    assert turns.distance(torch.ones(3), nothing) > 1e30
 
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--size", "65"], ["--skip", OURS]])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import Case, Row, fused
+from benchmarks.ops.norm_cases import Case, Row, fused
 from kernels import backends
 from kernels._layout import is_channels_last
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output

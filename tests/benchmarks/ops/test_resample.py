@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import suite, suite_report
-from benchmarks.resample import CAREFUL, DOWN, NAMES, PAD, SUITE, UP, Case, cases, necessary_bytes, work
-from benchmarks.suite import EAGER, FUSED, Work
+from benchmarks.engine import suite, suite_report
+from benchmarks.engine.suite import EAGER, FUSED, Work
+from benchmarks.ops.resample import CAREFUL, DOWN, NAMES, PAD, SUITE, UP, Case, cases, necessary_bytes, work
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("benchmarks.measure.MIN_SAMPLE_MS", 0.2)
+    monkeypatch.setattr("benchmarks.engine.measure.MIN_SAMPLE_MS", 0.2)
     monkeypatch.setattr("kernels.keep_freed_memory", lambda: False)  # it would last for all tests of this process
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
 """One contestant of a whole-step table, in a process of its own:
-`python -m benchmarks.step_child MODULE DEVICE ARGUMENTS`.
+`python -m benchmarks.systems.child MODULE DEVICE ARGUMENTS`.
 
 MODULE.contestant(DEVICE, **ARGUMENTS) gives (model, batch, turn): step(*batch) of the model is what is measured, `turn`
-of them at a time. Reads commands from stdin, answers each with a line of JSON on stdout. The parent (step_turns.py)
+of them at a time. Reads commands from stdin, answers each with a line of JSON on stdout. The parent (turns.py)
 takes turns between the processes, so that all are measured under the same conditions while each has its peak memory to
 itself.
 """

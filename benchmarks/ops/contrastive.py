@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.cases import MODES
-from benchmarks.contrastive_cases import ABOUT, EAGER, FUSED, NAMES, Case, cases, products_flops, work
-from benchmarks.measure import peak_bytes
-from benchmarks.suite import Json, Suite
-from benchmarks.suite_plot import png, where
+from benchmarks.engine.measure import peak_bytes
+from benchmarks.engine.plot import png, where
+from benchmarks.engine.suite import Json, Suite
+from benchmarks.ops.contrastive_cases import ABOUT, EAGER, FUSED, NAMES, Case, cases, products_flops, work
+from benchmarks.ops.norm_cases import MODES
 
 
 def memory_curve(device: torch.device, full: bool) -> list[Json]:

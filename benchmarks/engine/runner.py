@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, Inputs, Row, dtype_name, make_inputs, necessary_bytes, rows
-from benchmarks.gate import Gate, evaluate
-from benchmarks.measure import (
+from benchmarks.engine.gate import Gate, evaluate
+from benchmarks.engine.measure import (
     Call,
     DeviceClock,
     Subject,
@@ -22,8 +21,9 @@ from benchmarks.measure import (
     spread,
     wall_us_per_call,
 )
-from benchmarks.progress import Progress
-from benchmarks.providers import FUSED, INTO, Function, Provider
+from benchmarks.engine.progress import Progress
+from benchmarks.ops.norm import FUSED, INTO, Function, Provider
+from benchmarks.ops.norm_cases import Case, Inputs, Row, dtype_name, make_inputs, necessary_bytes, rows
 from kernels import BackendUnavailable
 
 Json = dict[str, Any]

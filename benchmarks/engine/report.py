@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.providers import FUSED, INTO, PROVIDERS
+from benchmarks.ops.norm import FUSED, INTO, PROVIDERS
 
 Json = dict[str, Any]
 SCHEMA = 1

@@ -1,0 +1,1 @@
+"""Measuring: the gate, clocks, interleaved rounds, reports. Knows no operator and no system."""

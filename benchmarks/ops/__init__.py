@@ -1,0 +1,1 @@
+"""The suites of operators: cases, inputs and contestants; one file for each operator."""
