@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import functools
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import kernels
-from benchmarks.engine import machine, suite_report
-from benchmarks.engine.bars import picture
-from benchmarks.engine.report import SCHEMA, is_noisy, loss_line, summarise, write
-from benchmarks.engine.runner import Json, run
-from benchmarks.engine.suite import Suite
-from benchmarks.engine.suite import run as run_suite
-from benchmarks.ops import contrastive, resample
-from benchmarks.ops.norm import FUSED, PROVIDERS
-from benchmarks.ops.norm_cases import MODES, OPERATORS, Shape, cases
+from benchmarks.engine import machine, options, report
+from benchmarks.engine.suite import SLOW_MS, SLOW_ROUNDS, Suite, run
+from benchmarks.engine.work import FUSED, Json, Shape
+from benchmarks.ops import contrastive, norm, resample
 from kernels import _commands
 
 ROUNDS, ROUNDS_FULL = 7, 20
-SUITES = (contrastive.SUITE, resample.SUITE)
-BASELINES = sorted({*(p.name for p in PROVIDERS), *(name for suite in SUITES for name in suite.about)} - {FUSED})
+SUITES = (norm.SUITE, contrastive.SUITE, resample.SUITE)
+NAMES = {name for suite in SUITES for name in suite.about}
+BASELINES = sorted(name for name in NAMES if name != FUSED and not name.startswith("torch.compile, "))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,13 +32,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "Ctrl-C stops and reports what was measured.",
     )
     parser.add_argument(
-        "--full", action="store_true", help=f"every shape, torch.compile everywhere, {ROUNDS_FULL} rounds"
+        "--full",
+        action="store_true",
+        help=f"every shape, torch.compile at far more of them and forward alone, {ROUNDS_FULL} rounds",
     )
     parser.add_argument(
         "--op",
         action="append",
         default=[],
-        choices=[*(op.name for op in OPERATORS), *(name for suite in SUITES for name in suite.operators)],
+        choices=[name for suite in SUITES for name in suite.operators],
         help="only this (repeatable)",
     )
     parser.add_argument(
@@ -61,23 +57,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=BASELINES,
         help="leave out (repeatable)",
     )
-    parser.add_argument(
-        "--rounds", type=_positive, help=f"rounds per row (default {ROUNDS}, with --full {ROUNDS_FULL})"
+    slow = f"at most {SLOW_ROUNDS} where one takes longer than {SLOW_MS / 1e3:g} s"
+    options.add_arguments(
+        parser,
+        rounds=f"rounds per row (default {ROUNDS}, with --full {ROUNDS_FULL}; {slow})",
+        files=f"the tables and plots, {', '.join(f'{suite.name}.*' for suite in SUITES)}",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="folder for the tables and plots, ops.*, contrastive.* and resample.* (default runs/benchmarks/MACHINE)",
-    )
-    return parser.parse_args(argv)
+    asked = parser.parse_args(argv)
+    served = {case.name for _, selected in chosen(asked) for case in selected}
+    if missing := [name for name in asked.op if name not in served]:
+        parser.error(f"--shape: {', '.join(missing)}: measured at the published shapes only; norms alone take others")
+    return asked
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"want a number >= 1, got {value}")
-    return value
+def chosen(asked: argparse.Namespace) -> list[tuple[Suite, Sequence[Any]]]:
+    """The cases of each suite."""
+    return [(suite, suite.cases(asked.full, asked.op, asked.shape)) for suite in SUITES]
 
 
 def _shape(text: str) -> Shape:
@@ -88,119 +83,52 @@ def _shape(text: str) -> Shape:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0; 1 when a fused result failed the correctness gate; 130 after Ctrl-C."""
-    return _commands.run(lambda: measure_and_report(argv))
+    """0; 1 when a fused result failed the correctness gate; 2 when it cannot begin; 130 after Ctrl-C."""
+    return options.run(lambda: measure_and_report(parse(argv)))
 
 
-def measure_and_report(argv: Sequence[str] | None) -> int:
-    options = parse(argv)
-    device = machine.ready(options.device)
-    if device is None:
-        return 2
-    folder = options.output or Path("runs/benchmarks") / machine.slug(device)
+def measure_and_report(asked: argparse.Namespace) -> int:
+    device, folder = options.place(asked)
     paths: list[Path] = []
     results: list[Json] = []
     # with caches of its own, so that compile times are those of a first compilation
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as caches:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
-        rooms = [(measure_norms, report_norms)]
-        rooms += [(functools.partial(measure_suite, suite), functools.partial(report_suite, suite)) for suite in SUITES]
-        for measure, report in rooms:
-            result = measure(options, device)
-            if result is None:
+        for suite, selected in chosen(asked):
+            if not selected:
                 continue
+            result = measure(suite, selected, asked, device)
             results.append(result)
-            paths += report(result, folder)
+            paths += report.write(suite, result, folder)
+            report.print_summary(suite, result)
             if result["interrupted"]:
                 break
     print("\n".join(str(path) for path in paths))
     if any(result["interrupted"] for result in results):
-        return 130
+        return _commands.INTERRUPTED
     return int(any(f["provider"] == FUSED for result in results for f in result["summary"]["failures"]))
 
 
-def measure_norms(options: argparse.Namespace, device: torch.device) -> Json | None:
-    """The whole result, as it goes into the JSON; None where none of these operators was asked for."""
-    selected = cases(options.full, options.op, options.shape)
-    if not selected:
-        return None
-    providers = [provider for provider in PROVIDERS if provider.name not in options.skip]
-    rounds = options.rounds or (ROUNDS_FULL if options.full else ROUNDS)
-    result = _measure(options, device, rounds, lambda: run(selected, providers, device, rounds))
-    return result | {"summary": summarise(result["rows"])}
-
-
-def report_norms(result: Json, folder: Path) -> list[Path]:
-    paths = write(result, folder, picture(result))
-    _print_summary(result)
-    return paths
-
-
-def measure_suite(suite: Suite, options: argparse.Namespace, device: torch.device) -> Json | None:
-    """The same of a suite; None where nothing of it was asked for, or shapes of the norms were."""
-    selected = [] if options.shape else suite.cases(options.full, options.op)
-    if not selected:
-        return None
-    rounds = options.rounds or ROUNDS
-    result = _measure(options, device, rounds, lambda: run_suite(suite, selected, device, rounds, options.skip))
-    extras = suite.extras([] if result["interrupted"] else selected, device, options.full)
-    return result | extras | {"summary": suite_report.summarise(suite, result["rows"])}
-
-
-def report_suite(suite: Suite, result: Json, folder: Path) -> list[Path]:
-    paths = suite_report.write(suite, result, folder)
-    suite_report.print_summary(suite, result)
-    return paths
-
-
-def _measure(
-    options: argparse.Namespace, device: torch.device, rounds: int, measured: Callable[[], Iterator[Json]]
-) -> Json:
-    """Rows with all that is to be said of the run. Ctrl-C ends the measuring, not the program."""
+def measure(suite: Suite, selected: Sequence[Any], asked: argparse.Namespace, device: torch.device) -> Json:
+    """The whole result, as it goes into the JSON. Ctrl-C ends the measuring, not the program."""
+    rounds = asked.rounds or (ROUNDS_FULL if asked.full else ROUNDS)
     # as a trainer should: otherwise page faults of freshly mapped tensors outweigh the operators, everybody's alike
     kept = device.type == "cpu" and kernels.keep_freed_memory()
-    provenance = machine.provenance(device)  # of the code that starts, not of an edit since
+    began = machine.Run("benchmarks", device, gpu_clock="CUDA device time")
     load = machine.Load()
-    start = time.perf_counter()
     rows: list[Json] = []
+    extras = suite.extras([], device, asked.full)
     interrupted = False
     try:
-        for row in measured():
+        for row in run(suite, selected, device, rounds, asked.skip):
             rows.append(row)
+        extras = suite.extras(selected, device, asked.full)
     except KeyboardInterrupt:
         interrupted = True
         print("interrupted: reporting what was measured", file=sys.stderr)
-    return {
-        "schema": SCHEMA,
-        "kind": "CUDA device time" if device.type == "cuda" else "CPU wall time",
-        "device": device.type,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": machine.command_line("benchmarks"),
-        "full": options.full,
-        "rounds": rounds,
-        "seconds": time.perf_counter() - start,
-        "interrupted": interrupted,
-        "freed_memory_kept": kept,
-        "other_load": load.others(),
-        **provenance,
-        "rows": rows,
-    }
-
-
-def _print_summary(result: Json) -> None:
-    rows, summary = result["rows"], result["summary"]
-    print(f"{result['kind']}, {len(rows)} rows in {result['seconds']:.0f} s")
-    print("fused is so many times faster than (geometric mean, min to max):")
-    for mode in MODES:
-        for name, r in summary["speedups"].get(mode, {}).items():
-            print(f"  {mode:8}{name:20}{r['geomean']:6.2f}x ({r['min']:.2f} to {r['max']:.2f}, {r['rows']} rows)")
-    for loss in summary["losses"]:
-        print(f"  {loss_line(loss)}")
-    for failure in summary["failures"]:
-        print(f"  {failure['status']} {failure['provider']}: {failure['row']}: {failure['reason']}")
-    noisy = sum(map(is_noisy, rows))
-    if noisy:
-        print(f"other processes disturbed {noisy} of {len(rows)} rows; measure again on a quiet machine")
+    facts = {"full": asked.full, "rounds": rounds, "freed_memory_kept": kept}
+    result = began.result(rows, interrupted, load.others(), **facts)
+    return result | extras | {"summary": report.summarise(suite, rows)}
 
 
 if __name__ == "__main__":

@@ -6,52 +6,51 @@ Wall time only, every call synchronised on a CUDA device; device times come from
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.engine.gate import Gate
-from benchmarks.engine.runner import bind
-from benchmarks.ops.norm import FUSED, INTO, PROVIDERS, Provider
-from benchmarks.ops.norm_cases import Case, Inputs, Row, cases, make_inputs, necessary_bytes, rows
-from kernels import BackendUnavailable
+from benchmarks.engine.suite import check
+from benchmarks.engine.work import FUSED, INTO, MODES, Work
+from benchmarks.ops.norm import SUITE
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ROWS = [row for case in cases(full=False) for row in rows(case)]
+ROWS = [(case, backward) for case in SUITE.cases(False, (), ()) for backward in SUITE.modes(case)]
 
 
 @functools.lru_cache(maxsize=1)  # the rows of one case follow each other
-def _prepared(case: Case) -> tuple[Inputs, Gate]:
-    inputs = make_inputs(case, DEVICE)
-    return inputs, Gate(case, inputs)
+def _prepared(case: Any) -> tuple[Work, Gate]:
+    given = SUITE.work(case, DEVICE)
+    return given, Gate(case.label, case.dtype, given)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label.replace(" ", "-"))
-def test_op(benchmark, row: Row, provider: Provider) -> None:
-    function = provider.build(row)
-    if function is None:
+@pytest.mark.parametrize("name", SUITE.about)
+@pytest.mark.parametrize(
+    "case,backward", ROWS, ids=[f"{case.label} {MODES[backward]}".replace(" ", "-") for case, backward in ROWS]
+)
+def test_op(benchmark, case: Any, backward: bool, name: str) -> None:
+    given, gate = _prepared(case)
+    contestant = given.contestants.get(name)
+    if contestant is None or backward not in contestant.modes:
         pytest.skip("does not exist in this row")
-    inputs, gate = _prepared(row.case)
-    arranged = inputs.arranged(row.channels_last and not provider.nchw, row.backward)
-    try:
-        verdict = gate.judge(function, arranged, row.backward)
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
-    if not verdict.passed and provider.name not in (FUSED, INTO):
-        pytest.xfail(f"FAIL: {verdict.reason}")  # a baseline's defect, such as torch's own at N = 1 in channels_last
-    assert verdict.passed, verdict.reason
-
-    call = bind(function, arranged, row.backward)
+    torch.compiler.reset()
+    mine = given.copied(contiguous=contestant.contiguous)
+    function, result = check(contestant, mine, backward, gate)
+    if result["status"] == "absent":
+        pytest.skip(result["reason"])
+    if result["status"] == "FAIL" and name not in (FUSED, INTO):
+        pytest.xfail(result["reason"])  # a baseline's defect, such as torch's own at N = 1 in channels_last
+    assert result["status"] == "ok", result["reason"]
 
     def synchronised() -> None:
-        call()
+        mine.call(function, backward)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
-    benchmark.group = row.label
-    benchmark.extra_info |= {"provider": provider.name, "device": DEVICE.type, "torch": torch.__version__}
-    with torch.set_grad_enabled(row.backward):
-        benchmark(synchronised)
+    benchmark.group = f"{case.label} {MODES[backward]}"
+    benchmark.extra_info |= {"provider": name, "device": DEVICE.type, "torch": torch.__version__}
+    benchmark(synchronised)
     if benchmark.stats is not None:  # None with --benchmark-disable
-        benchmark.extra_info["gb_per_s"] = necessary_bytes(row) / benchmark.stats.stats.median / 1e9
+        benchmark.extra_info["gb_per_s"] = SUITE.necessary_bytes(case, backward) / benchmark.stats.stats.median / 1e9

@@ -1,22 +1,25 @@
 """A training step of every published system: `python -m benchmarks.zoo`. The same code on the fused operators and on
-the same operators in plain torch, at the published defaults."""
+the same operators in plain torch, at the published defaults; for CUT and FastCUT also stock code, as published and as
+written with care."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.engine import machine
+from benchmarks.engine import options
+from benchmarks.engine.machine import Run
 from benchmarks.engine.progress import Progress
-from benchmarks.ops.norm import FUSED
+from benchmarks.engine.work import FUSED, Json
 from benchmarks.systems import zoo_report
-from benchmarks.systems.turns import COMMANDS, LIMITS, Entry, Json, Run, add_arguments, measure
+from benchmarks.systems.stock_cut import CAREFUL, PUBLISHED, StockCUT
+from benchmarks.systems.stock_networks import Style
+from benchmarks.systems.turns import COMMANDS, LIMITS, Contestant, measure
 from benchmarks.systems.zoo_report import PLAIN
 from i2i.config import Config
 from i2i.data.labelled import LABELLED_MODES
@@ -25,6 +28,8 @@ from kernels import _commands
 
 ROUNDS = 2  # on two cores some two and a half minutes each for all methods, and steps vary by less than 1 %
 IMPLS = {FUSED: "auto", PLAIN: "reference"}
+STYLES = {PUBLISHED: Style(), CAREFUL: Style(careful=True)}
+STOCK = ("cut", "fastcut")  # systems whose step there is in stock torch; of the others nobody has written one yet
 
 
 class Case(NamedTuple):
@@ -42,14 +47,22 @@ CASES = {
 }
 
 
+def names(method: str) -> list[str]:
+    """The contestants of a method."""
+    return [*IMPLS, *(STYLES if method in STOCK else ())]
+
+
 def contestant(
-    device: str, method: str, impl: str, precision: str, settings: Json
-) -> tuple[Method, tuple[Tensor, ...], int]:
+    device: str, method: str, name: str, precision: str, settings: Json
+) -> tuple[Method | StockCUT, tuple[Tensor, ...], int]:
     """What child.py measures: (model, batch, steps at a time). The model stands at the last step of a turn, so
     that what the gate sees has the generators' gradients."""
     case = CASES.get(method, Case())
     config = METHODS[method].Config(**case.changes | {"precision": precision} | settings)
-    model = METHODS[method](config, device, impl)
+    if name in STYLES:
+        model = StockCUT(config, torch.device(device), STYLES[name])
+    else:
+        model = METHODS[method](config, device, IMPLS[name])
     if case.turn > 1:
         model.load_extra_state(model.extra_state() | {"iteration": case.turn - 1})
     return model, tuple(tensor.to(device) for tensor in batch(config)), case.turn
@@ -72,49 +85,58 @@ def batch(config: Config) -> tuple[Tensor, ...]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.zoo",
-        description="Measures training steps of the published systems, on the fused operators and in plain torch, a "
-        "process for each of the two. Ctrl-C stops and reports what was measured.",
+        description="Measures training steps of the published systems, on the fused operators and in plain torch (CUT "
+        "and FastCUT also in stock code), a process for each contestant. Ctrl-C stops and reports what was measured.",
     )
-    add_arguments(parser, ROUNDS, "zoo.json, .md and .png")
+    options.add_arguments(
+        parser,
+        f"turns of each contestant (default {ROUNDS})",
+        "zoo.json, .md and .png, or zoo_bfloat16.*",
+        default=ROUNDS,
+    )
     parser.add_argument("--methods", default=",".join(METHODS), help="names with commas between (default all)")
-    parser.add_argument("--precision", choices=LIMITS, default="float32", help="of convolutions and maps")
-    options = parser.parse_args(argv)
-    options.methods = list(dict.fromkeys(options.methods.split(",")))
-    for name in options.methods:
+    parser.add_argument(
+        "--precision", choices=LIMITS, default="float32", help="of convolutions and maps, of all contestants"
+    )
+    asked = parser.parse_args(argv)
+    asked.methods = list(dict.fromkeys(asked.methods.split(",")))
+    for name in asked.methods:
         if name not in METHODS:
             parser.error(f"--methods: got {name!r}, want of {', '.join(METHODS)}")
-    return options
+    return asked
 
 
 def main(argv: Sequence[str] | None = None, settings: Mapping[str, Json] | None = None) -> int:
-    """0; 1 when a fused step failed its gate; 130 after Ctrl-C. `settings`: by method, other ones, for tests."""
-    options = parse(argv)
-    device = machine.ready(options.device)
-    if device is None:
-        return 2
+    """0; 1 when a fused step failed its gate; 2 when it cannot begin; 130 after Ctrl-C. `settings`: by method, other
+    ones, for tests."""
+    return options.run(lambda: measure_and_report(parse(argv), settings or {}))
+
+
+def measure_and_report(asked: argparse.Namespace, settings: Mapping[str, Json]) -> int:
+    device, folder = options.place(asked)
     run, rows, interrupted = Run("benchmarks.zoo", device), [], False
-    progress = Progress(len(options.methods) * len(IMPLS) * (options.rounds + COMMANDS))
-    for name in options.methods:
-        arguments = {"method": name, "precision": options.precision, "settings": (settings or {}).get(name, {})}
-        entries = {
-            provider: Entry("benchmarks.zoo", arguments | {"impl": impl}, options.precision)
-            for provider, impl in IMPLS.items()
+    progress = Progress(sum(len(names(method)) for method in asked.methods) * (asked.rounds + COMMANDS))
+    for method in asked.methods:
+        arguments = {"method": method, "precision": asked.precision, "settings": settings.get(method, {})}
+        chosen = {
+            name: Contestant("benchmarks.zoo", arguments | {"name": name}, asked.precision) for name in names(method)
         }
-        providers, interrupted = measure(entries, PLAIN, options.rounds, device, progress, f"{name}, ")
-        case = CASES.get(name, Case())
-        zoo_report.relate(providers)
-        rows.append({"method": name, "turn": case.turn, "changes": case.changes, "providers": providers})
+        by_name, interrupted = measure(chosen, PLAIN, asked.rounds, device, progress, f"{method}, ")
+        case = CASES.get(method, Case())
+        zoo_report.relate(by_name)
+        rows.append({"method": method, "turn": case.turn, "changes": case.changes, "providers": by_name})
         if interrupted:
             break
     progress.close()
-    result = run.result(rows, interrupted, precision=options.precision)
-    paths = zoo_report.write(result, options.output or Path("runs/benchmarks") / machine.slug(device))
+    # no load of others: the contestants are other processes themselves
+    result = run.result(rows, interrupted, other_load=None, precision=asked.precision)
+    paths = zoo_report.write(result, folder)
     print(zoo_report.text(rows))
     print("\n".join(map(str, paths)))
     if interrupted:
-        return 130
+        return _commands.INTERRUPTED
     return int(any(row["providers"][FUSED]["status"] != "ok" for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(_commands.run(main))
+    sys.exit(main())

@@ -1,21 +1,23 @@
-"""Where figures come from: machine, versions, commit, settings."""
+"""Where figures come from: machine, versions, commit, settings, and the frame of a result around its rows."""
 
 from __future__ import annotations
 
-import importlib.util
+import datetime
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks.engine.work import Json
 from kernels import _native
 
+SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
 _SETTINGS = (
     "OMP_",
@@ -33,7 +35,7 @@ _SETTINGS = (
 )
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device) -> Json:
     return {
         "machine": machine(device),
         "versions": versions(),
@@ -44,7 +46,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> Json:
     out = {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
@@ -81,7 +83,7 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def commit() -> dict[str, Any]:
+def commit() -> Json:
     """Hash and whether the checkout has changes of its own; None for both outside a git checkout."""
     head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     # without the lock: a benchmark must not get in the way of a commit that is being made
@@ -98,19 +100,6 @@ def slug(device: torch.device) -> str:
     )
     name = re.sub(r"\((r|tm)\)|\bcpu\b|@.*?ghz|processor", " ", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
-
-
-def ready(asked: str | None) -> torch.device | None:
-    """The device to measure on. None, after saying why, where it or what the plots need is missing: now, and not after
-    minutes of measuring."""
-    device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: torch sees no CUDA device", file=sys.stderr)
-        return None
-    if importlib.util.find_spec("matplotlib") is None:
-        print("the plot needs matplotlib: pip install matplotlib", file=sys.stderr)
-        return None
-    return device
 
 
 def command_line(module: str) -> str:
@@ -187,3 +176,28 @@ class Load:
         user, nice, system, _, _, irq, softirq, steal = fields[:8]
         busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
         return time.monotonic(), busy, sum(os.times()[:4])
+
+
+class Run:
+    """When and of what code a run began, and not of an edit since."""
+
+    def __init__(self, module: str, device: torch.device, gpu_clock: str = "CUDA time"):
+        self.module, self.device = module, device
+        self.kind = gpu_clock if device.type == "cuda" else "CPU wall time"
+        self.start, self.provenance = time.perf_counter(), provenance(device)
+
+    def result(self, rows: Sequence[Json], interrupted: bool, other_load: float | None, **more: object) -> Json:
+        """The whole result, as it goes into the JSON."""
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "device": self.device.type,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": command_line(self.module),
+            **more,
+            "seconds": time.perf_counter() - self.start,
+            "interrupted": interrupted,
+            "other_load": other_load,
+            **self.provenance,
+            "rows": rows,
+        }

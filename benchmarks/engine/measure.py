@@ -29,8 +29,8 @@ EXTRA_ROUNDS = 0.5  # of the asked number, to replace disturbed ones
 
 
 @dataclass
-class Subject:
-    """Something to time: the same work as one or more calls on different memory."""
+class Timing:
+    """What a clock times: the same work as one or more calls on different memory, a contestant's or a copy's."""
 
     name: str
     calls: Sequence[Call]
@@ -44,36 +44,36 @@ class Subject:
 class WallClock:
     """Milliseconds per call by the host's clock."""
 
-    def prepare(self, subject: Subject) -> None:
-        calls = subject.calls
+    def prepare(self, timing: Timing) -> None:
+        calls = timing.calls
 
         def sample(n: int) -> float:
-            with torch.set_grad_enabled(subject.grad):
+            with torch.set_grad_enabled(timing.grad):
                 start = time.perf_counter()
                 for i in range(n):
                     calls[i % len(calls)]()
                 return (time.perf_counter() - start) * 1e3 / n
 
         for call in calls:  # the first touch of memory and caches
-            with torch.set_grad_enabled(subject.grad):
+            with torch.set_grad_enabled(timing.grad):
                 call()
-        subject.sample, subject.repetitions = sample, _repetitions(sample)
+        timing.sample, timing.repetitions = sample, _repetitions(sample)
 
 
 class DeviceClock:
     """Milliseconds per call on the device: replays of one CUDA graph over all argument sets, between two events."""
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, timing: Timing) -> None:
         side = torch.cuda.Stream()  # warm-up off the default stream, as capture asks
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), torch.set_grad_enabled(subject.grad):
-            for call in [*subject.calls, *subject.calls[:2]]:
+        with torch.cuda.stream(side), torch.set_grad_enabled(timing.grad):
+            for call in [*timing.calls, *timing.calls[:2]]:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph), torch.set_grad_enabled(subject.grad):
-            for call in subject.calls:
+        with torch.cuda.graph(graph), torch.set_grad_enabled(timing.grad):
+            for call in timing.calls:
                 call()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -83,10 +83,10 @@ class DeviceClock:
                 graph.replay()
             end.record()
             end.synchronize()
-            return begin.elapsed_time(end) / n / len(subject.calls)
+            return begin.elapsed_time(end) / n / len(timing.calls)
 
         sample(1)
-        subject.sample, subject.repetitions = sample, _repetitions(sample, len(subject.calls))
+        timing.sample, timing.repetitions = sample, _repetitions(sample, len(timing.calls))
 
 
 def _repetitions(sample: Callable[[int], float], calls: int = 1) -> int:
@@ -96,22 +96,22 @@ def _repetitions(sample: Callable[[int], float], calls: int = 1) -> int:
     return n
 
 
-def wall_us_per_call(subject: Subject, calls: int = 100) -> float:
+def wall_us_per_call(timing: Timing, calls: int = 100) -> float:
     """What one eager call costs the program on a CUDA machine: many calls, one synchronisation."""
     times = []
-    with torch.set_grad_enabled(subject.grad):
+    with torch.set_grad_enabled(timing.grad):
         for _ in range(3):
             torch.cuda.synchronize()
             start = time.perf_counter()
             for i in range(calls):
-                subject.calls[i % len(subject.calls)]()
+                timing.calls[i % len(timing.calls)]()
             torch.cuda.synchronize()
             times.append((time.perf_counter() - start) * 1e6 / calls)
     return statistics.median(times)
 
 
-def interleave(subjects: Sequence[Subject], rounds: int) -> tuple[int, int]:
-    """Times all prepared subjects in turn, A B C A B C, into their `samples_ms`; (rounds run, rounds disturbed).
+def interleave(timings: Sequence[Timing], rounds: int) -> tuple[int, int]:
+    """Times all prepared timings in turn, A B C A B C, into their `samples_ms`; (rounds run, rounds disturbed).
 
     The first round is thrown away. Disturbed rounds are replaced while EXTRA_ROUNDS lasts and left out of the samples,
     unless fewer than half of the rounds were calm: then all are kept, and the counts say so.
@@ -122,14 +122,14 @@ def interleave(subjects: Sequence[Subject], rounds: int) -> tuple[int, int]:
     with _no_collection():
         for i in range(1 + rounds + int(rounds * EXTRA_ROUNDS)):
             watch.start()
-            times = [subject.sample(subject.repetitions) for subject in subjects]
+            times = [timing.sample(timing.repetitions) for timing in timings]
             if i:
                 (disturbed if watch.stop() > DISTURBED else calm).append(times)
             if len(calm) == rounds:
                 break
     kept = calm if 2 * len(calm) >= rounds else calm + disturbed
-    for subject, times in zip(subjects, zip(*kept)):
-        subject.samples_ms = list(times)
+    for timing, times in zip(timings, zip(*kept)):
+        timing.samples_ms = list(times)
     return len(calm) + len(disturbed), len(disturbed)
 
 

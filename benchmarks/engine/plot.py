@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from benchmarks.engine.suite import Json, Suite
-from benchmarks.ops.norm import FUSED
-from benchmarks.ops.norm_cases import MODES
+from benchmarks.engine.suite import Suite, row_label
+from benchmarks.engine.work import FUSED, INTO, MODES, Json
 
-# Okabe and Ito's colours, as in plot.py; red is left for losses
-_COLOURS = ("#0072B2", "#999999", "#E69F00", "#009E73")
+# Okabe and Ito's colours, told apart by most colour-blind readers; red is left for losses
+_COLOURS = ("#0072B2", "#999999", "#E69F00", "#009E73", "#56B4E9", "#CC79A7")
 _LOSS = "#C00000"
 
 
@@ -37,7 +36,7 @@ def speedups(suite: Suite, result: Json) -> bytes:
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    colours = dict(zip((n for n in suite.about if n != FUSED), _COLOURS))
+    colours = dict(zip((n for n in suite.about if n not in (FUSED, INTO)), _COLOURS))
     rows = [row for row in result["rows"] if row["mode"] == MODES[1]]
     rows = [row for row in rows if any("fused_speedup" in r for r in row["providers"].values())]
     title = f"Times faster, {MODES[1]}, fused against stock torch {result['versions']['torch']}: {where(result)}"
@@ -58,7 +57,7 @@ def speedups(suite: Suite, result: Json) -> bytes:
     )
     for axis, name in zip(axes[:, 0], names):
         mine = [row for row in rows if row["operator"] == name]
-        labels = [row["label"].removeprefix(f"{name} ") for row in mine]
+        labels = [row_label(row).removeprefix(f"{name} ") for row in mine]
         for y, row in enumerate(mine):
             for baseline, r in row["providers"].items():
                 if "fused_speedup" in r:

@@ -1,86 +1,40 @@
-"""Rows to a result: summary, JSON, Markdown, written atomically."""
+"""A suite's rows to a result: summary, JSON, Markdown, pictures, written atomically."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.ops.norm import FUSED, INTO, PROVIDERS
-
-Json = dict[str, Any]
-SCHEMA = 1
-FORMATS = (
-    ("float32", "contiguous"),
-    ("float32", "channels_last"),
-    ("bfloat16", "contiguous"),
-    ("bfloat16", "channels_last"),
-)
-BASELINES = tuple(provider.name for provider in PROVIDERS if provider.name not in (FUSED, INTO))
-
-_NOTES = {
-    "cpu": (
-        "CPU figures: wall time, inputs as warm as the caches keep them between calls. They say nothing about a GPU.",
-        "torch.compile's ReLU backward saves a bool mask whose loads and stores are very slow on CPUs with AVX-512 "
-        "(torch 2.13): fwd+bwd rows with ReLU flatter us against it; leaky ReLU and norm + residual are the fair ones.",
-        "eager at N = 1 with channels_last: torch 2.13's instance norm returns a wrong gradient when the arriving one "
-        "is channels_last. Where the gate meets that, the cell says FAIL, and `eager NCHW` is the baseline.",
-        "Large tensors: where the JSON says freed_memory_kept (glibc), kernels.keep_freed_memory() was in force for "
-        f"every provider. Elsewhere each allocation is paid in page faults, and `{INTO}` shows the kernel without.",
-        "Peak memory: sum of allocations minus releases of torch's CPU allocator during one call, by the profiler.",
-    ),
-    "cuda": (
-        "GPU figures: device time per call of a CUDA graph over argument sets larger than 3x L2 together. Wall time "
-        "per eager call is in the JSON (wall_us_per_call) and in its own column.",
-        "Peak memory: max_memory_allocated during one call.",
-    ),
-}
+from benchmarks.engine import plot
+from benchmarks.engine.suite import Suite, row_label
+from benchmarks.engine.work import EAGER, FUSED, INTO, Json
+from i2i.files import write_atomically
 
 
-def summarise(rows: Sequence[Json]) -> Json:
-    """Ratios baseline / fused by mode, dtype and format; losses; failures."""
-    groups: Json = {}
-    order = {(dtype, memory_format): i for i, (dtype, memory_format) in enumerate(FORMATS)}
-    for row in sorted(rows, key=lambda row: (row["mode"], order[row["dtype"], row["memory_format"]])):
-        for name, result in row["providers"].items():
-            if "fused_speedup" in result:
-                for group in (row["mode"], f"{row['mode']} {row['dtype']} {row['memory_format']}"):
-                    groups.setdefault(group, {}).setdefault(name, []).append(result["fused_speedup"])
-    return {
-        "speedups": {
-            group: {name: summarise_ratios(ratios) for name, ratios in by_name.items()}
-            for group, by_name in groups.items()
-        },
-        "losses": [
-            {"row": row_label(row), "baseline": name, "ratio": result["fused_speedup"], "noisy": is_noisy(row)}
-            for row, name, result in _results(rows)
-            if result.get("loss")
-        ],
-        "failures": [
-            {"row": row_label(row), "provider": name, "status": result["status"], "reason": result["reason"]}
-            for row, name, result in _results(rows)
-            if result["status"] in ("FAIL", "error")
-        ]
-        + [
-            {"row": row_label(row), "provider": "", "status": "error", "reason": row["error"]}
-            for row in rows
-            if "error" in row
-        ],
-    }
-
-
-def is_noisy(row: Json) -> bool:
-    """Whether other processes disturbed so many rounds that disturbed ones are among the samples."""
-    return row.get("noisy", False)
-
-
-def loss_line(loss: Json) -> str:
-    noisy = ", noisy" if loss["noisy"] else ""
-    return f"loss {loss['ratio']:.2f}x against {loss['baseline']}: {loss['row']}{noisy}"
+def summarise(suite: Suite, rows: Sequence[Json]) -> Json:
+    """Ratios baseline / fused by each of the suite's groups; losses; failures."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    losses, failures = [], []
+    for keys in suite.groups:
+        first = list(dict.fromkeys(row[keys[0]] for row in rows))  # of a kind together, kinds in the order of the rows
+        for row in sorted(rows, key=lambda row: first.index(row[keys[0]])):
+            for name, r in row["providers"].items():
+                if "fused_speedup" in r:
+                    group = " ".join(row[key] for key in keys)
+                    groups.setdefault(group, {}).setdefault(name, []).append(r["fused_speedup"])
+    for row in rows:
+        where = f"{row_label(row)} {row['mode']}"
+        if "error" in row:
+            failures.append({"row": where, "provider": "", "status": "error", "reason": row["error"]})
+        for name, r in row["providers"].items():
+            if r.get("loss"):
+                losses.append({"row": where, "baseline": name, "ratio": r["fused_speedup"], "noisy": row["noisy"]})
+            if r["status"] in ("FAIL", "error"):
+                failures.append({"row": where, "provider": name, "status": r["status"], "reason": r["reason"]})
+    speedups = {g: {n: summarise_ratios(v) for n, v in by.items()} for g, by in groups.items()}
+    return {"speedups": speedups, "losses": losses, "failures": failures}
 
 
 def summarise_ratios(ratios: Sequence[float]) -> Json:
@@ -88,50 +42,40 @@ def summarise_ratios(ratios: Sequence[float]) -> Json:
     return {"geomean": statistics.geometric_mean(ratios), "min": min(ratios), "max": max(ratios), "rows": len(ratios)}
 
 
-def _results(rows: Sequence[Json]) -> Iterable[tuple[Json, str, Json]]:
-    return ((row, name, result) for row in rows for name, result in row["providers"].items())
-
-
-def row_label(row: Json) -> str:
-    return f"{row['operator']} {_sizes(row)} {row['dtype']} {row['memory_format']} {row['mode']}"
-
-
-def _sizes(row: Json) -> str:
-    return "x".join(map(str, row["shape"])) + (f" p{row['padding']}" if row["padding"] else "")
+def loss_line(loss: Json) -> str:
+    noisy = ", noisy" if loss["noisy"] else ""
+    return f"loss {loss['ratio']:.2f}x against {loss['baseline']}: {loss['row']}{noisy}"
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
 
 
-def markdown(result: Json) -> str:
+def markdown(suite: Suite, result: Json, pictures: Iterable[str] = ()) -> str:
+    """`pictures`: names of those that lie beside, apart from the speed-ups'."""
     rows, summary = result["rows"], result["summary"]
-    lines = [f"# Fused operators: {result['kind']}", "", *provenance(result), ""]
-    lines += [f"* {note}" for note in _NOTES[result["device"]]]
-    lines += ["", "Providers:", ""]
-    lines += [f"* **{provider.name}**: {provider.about}" for provider in PROVIDERS]
-    lines += [
-        "",
-        "## How many times faster than",
-        "",
-        "Geometric mean over rows (min to max, rows); below 1 fused is slower.",
-        "",
-    ]
-    lines += _speedup_table(summary["speedups"])
+    lines = [f"# {suite.title}: {result['kind']}", "", *provenance(result), ""]
+    lines += [f"* {note}" for note in suite.notes.get(result["device"], ())]
+    lines += ["", "Contestants:", ""]
+    lines += [f"* **{name}**: {about}" for name, about in suite.about.items()]
+    lines += ["", "## How many times faster than", ""]
+    lines += ["Geometric mean over rows (min to max, rows); below 1 fused is slower.", ""]
+    lines += _speedup_table(suite, summary["speedups"])
     lines += ["", f"## Losses ({len(summary['losses'])})", ""]
-    lines += [f"* {loss_line(loss)}" for loss in summary["losses"]]
-    lines += [] if summary["losses"] else ["None."]
+    lines += [f"* {loss_line(loss)}" for loss in summary["losses"]] or ["None."]
     lines += ["", f"## Failed the correctness gate or raised ({len(summary['failures'])})", ""]
-    lines += [f"* **{f['status']}** {f['provider']}: {f['row']}: {f['reason']}" for f in summary["failures"]]
-    lines += [] if summary["failures"] else ["None."]
-    lines += ["", "## Rows", "", *_row_legend(result["device"])]
+    lines += [f"* {_failure_line(failure)}" for failure in summary["failures"]] or ["None."]
+    lines += ["", "## Rows", "", f"{suite.legend} {_legend(suite, result['device'])}"]
     for operator in dict.fromkeys(row["operator"] for row in rows):
-        lines += [
-            "",
-            f"### {operator}",
-            "",
-            *_row_table([row for row in rows if row["operator"] == operator], result["device"]),
-        ]
-    return "\n".join(lines) + "\n"
+        mine = [row for row in rows if row["operator"] == operator]
+        lines += ["", f"### {operator}", "", *_row_table(suite, mine, result["device"])]
+    lines += ["", f"![speed-ups]({suite.name}.png)", ""]
+    for name in pictures:
+        lines += [f"![{name}]({suite.name}_{name}.png)", ""]
+    return "\n".join(lines)
+
+
+def _failure_line(failure: Json) -> str:
+    return f"**{failure['status']}** {failure['provider']}: {failure['row']}: {failure['reason']}"
 
 
 def provenance(result: Json) -> list[str]:
@@ -160,8 +104,8 @@ def provenance(result: Json) -> list[str]:
     return lines
 
 
-def _speedup_table(speedups: Json) -> list[str]:
-    names = [name for name in BASELINES if any(name in by_name for by_name in speedups.values())]
+def _speedup_table(suite: Suite, speedups: Json) -> list[str]:
+    names = [name for name in suite.about if any(name in by_name for by_name in speedups.values())]
     lines = _header(["rows", *names])
     for group, by_name in speedups.items():
         cells = [
@@ -174,50 +118,45 @@ def _speedup_table(speedups: Json) -> list[str]:
     return lines
 
 
-def _row_legend(device: str) -> list[str]:
+def _legend(suite: Suite, device: str) -> str:
+    into = ", in brackets of the forward into a given output" if INTO in suite.about else ""
     wall = " `wall` is microseconds per eager call as the host sees it." if device == "cuda" else ""
-    return [
+    return (
         "Milliseconds per call: median (20th to 80th percentile). After a baseline's time: how many times faster fused "
-        "is. `% of copy`: time of a copy that moves the row's necessary bytes, measured in the same rounds, over the "
-        "row's time; in brackets the forward into a given output. `peak MiB`: fused / eager. `rounds`: how many were "
-        "run, and in how many of them other processes took our cores: those are left out, unless they are more than "
-        f"half (**noisy**).{wall}"
-    ]
+        f"is. `{suite.column[0]}`: of fused{into}. `peak MiB`: fused / eager. `rounds`: how many were run, and in how "
+        "many of them other processes took our cores: those are left out, unless they are more than half "
+        f"(**noisy**).{wall}"
+    )
 
 
-def _row_table(rows: Sequence[Json], device: str) -> list[str]:
-    names = [name for name in BASELINES if any(name in row["providers"] for row in rows)]
-    compiled = any("compile_seconds" in result for row in rows for result in row["providers"].values())
+def _row_table(suite: Suite, rows: Sequence[Json], device: str) -> list[str]:
+    names = [n for n in suite.about if n not in (FUSED, INTO) and any(n in row["providers"] for row in rows)]
+    compiled = any("compile_seconds" in r for row in rows for r in row["providers"].values())
     extra = ["compile s"] * compiled + ["wall fused / eager"] * (device == "cuda")
-    head = ["shape", "dtype", "format", "mode", "fused", "% of copy", *names, "peak MiB", *extra, "rounds"]
-    lines = _header(head)
+    heads = ["case", "mode", "fused", suite.column[0], *names, "peak MiB", *extra, "rounds"]
+    lines = _header(heads)
     for row in rows:
         providers = row["providers"]
+        case = [row_label(row).removeprefix(f"{row['operator']} "), row["mode"]]
         if "error" in row:
-            lines.append(
-                _line([_sizes(row), row["dtype"], row["memory_format"], row["mode"], "error", *["–"] * (len(head) - 5)])
-            )
+            lines.append(_line([*case, "**error**", *["–"] * (len(heads) - 3)]))
             continue
         tail = []
         if compiled:
-            seconds = providers.get("torch.compile", {}).get("compile_seconds")
-            tail.append("–" if seconds is None else f"{seconds:.1f}")
+            seconds = [f"{r['compile_seconds']:.0f}" for r in providers.values() if "compile_seconds" in r]
+            tail.append(", ".join(seconds) or "–")
         if device == "cuda":
             tail.append(pair(providers, "wall_us_per_call", 1))
-        disturbed = row["rounds_disturbed"]
         lines.append(
             _line(
                 [
-                    _sizes(row),
-                    row["dtype"],
-                    row["memory_format"].replace("channels_last", "CL").replace("contiguous", "NCHW"),
-                    row["mode"],
+                    *case,
                     cell(providers.get(FUSED)),
-                    _copy_cell(providers),
+                    _figure(providers, suite.column[1]),
                     *(cell(providers.get(name)) for name in names),
                     pair(providers, "peak_bytes", 2**20),
                     *tail,
-                    f"{row['rounds']}, {disturbed} disturbed{', **noisy**' if is_noisy(row) else ''}",
+                    f"{row['rounds']}, {row['rounds_disturbed']} disturbed{', **noisy**' if row['noisy'] else ''}",
                 ]
             )
         )
@@ -236,16 +175,13 @@ def cell(result: Json | None) -> str:
     return f"{text} **loss {ratio}**" if result["loss"] else f"{text} {ratio}"
 
 
-def _copy_cell(providers: Json) -> str:
-    percent = [
-        f"{r['percent_of_copy']:.0f}" if "percent_of_copy" in (r := providers.get(name, {})) else ""
-        for name in (FUSED, INTO)
-    ]
-    return (percent[0] or "–") + (f" [{percent[1]}]" if percent[1] else "")
+def _figure(providers: Json, key: str) -> str:
+    values = [f"{value:.0f}" if (value := providers.get(name, {}).get(key)) else "" for name in (FUSED, INTO)]
+    return (values[0] or "–") + (f" [{values[1]}]" if values[1] else "")
 
 
 def pair(providers: Json, key: str, unit: float) -> str:
-    values = [providers.get(name, {}).get(key) for name in (FUSED, "eager")]
+    values = [providers.get(name, {}).get(key) for name in (FUSED, EAGER)]
     return " / ".join("–" if value is None else f"{value / unit:.3g}" for value in values)
 
 
@@ -257,29 +193,36 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- screen and files ------------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or the one that was there before, also when the process is killed in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp gives the owner alone access
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+def print_summary(suite: Suite, result: Json) -> None:
+    rows, summary = result["rows"], result["summary"]
+    print(f"{result['kind']}, {suite.name}, {len(rows)} rows in {result['seconds']:.0f} s")
+    print("fused is so many times faster than (geometric mean, min to max, rows):")
+    for group in dict.fromkeys(" ".join(row[key] for key in suite.groups[0]) for row in rows):
+        for name, r in summary["speedups"].get(group, {}).items():
+            print(f"  {group:30} {name:30} {r['geomean']:6.2f}x ({r['min']:.2f} to {r['max']:.2f}, {r['rows']})")
+    for loss in summary["losses"]:
+        print(f"  {loss_line(loss)}")
+    for failure in summary["failures"]:
+        print(f"  {failure['status']} {failure['provider']}: {failure['row']}: {failure['reason']}")
+    noisy = sum(row["noisy"] for row in rows)
+    if noisy:
+        print(f"other processes disturbed {noisy} of {len(rows)} rows; measure again on a quiet machine")
 
 
-def write(result: Json, folder: Path, image: bytes) -> list[Path]:
-    """ops.json, ops.md and ops.png in `folder`."""
-    text = markdown(result) + "\n![speed-ups](ops.png)\n"
-    files = {"ops.json": json.dumps(result, indent=1).encode(), "ops.md": text.encode(), "ops.png": image}
-    for name, data in files.items():
-        write_atomically(folder / name, data)
-    return [folder / name for name in files]
+def write(suite: Suite, result: Json, folder: Path) -> list[Path]:
+    """NAME.json, .md and .png, and the suite's other pictures as NAME_PICTURE.png, in `folder`."""
+    pictures = suite.pictures(result)
+    text = markdown(suite, result, pictures)
+    return write_files(folder, suite.name, result, text, {"": plot.speedups(suite, result), **pictures})
+
+
+def write_files(folder: Path, name: str, result: Json, text: str, pictures: Mapping[str, bytes]) -> list[Path]:
+    """NAME.json, NAME.md, NAME.png for the picture "" and NAME_PICTURE.png for others; each whole, or as it was."""
+    files = {f"{name}.json": json.dumps(result, indent=1).encode(), f"{name}.md": text.encode()}
+    files |= {f"{name}_{picture}.png" if picture else f"{name}.png": image for picture, image in pictures.items()}
+    for file, data in files.items():
+        write_atomically(folder / file, data)
+    return [folder / file for file in files]

@@ -1,35 +1,47 @@
-"""What the suites beside the norms share: a gate, interleaved rounds, rows of figures.
+"""From a suite's cases to rows of figures: gate, then interleaved rounds, then how many times faster the fused one is.
 
-Same rules as for the norms: nothing is timed before its outputs and gradients were compared with the published form in
-float64, contestants take turns in every round, medians come with their spread, losses are shown.
+One set of rules for every suite: nothing is timed before its outputs and gradients passed the gate, contestants take
+turns in every round, medians come with their spread, losses are shown.
+
+An operator's benchmark is one file in ops/ that defines SUITE, and a name in SUITES of benchmarks/__main__.py:
+
+* a Case, a NamedTuple with at least name, label (unique) and dtype; and cases(full, names, shapes), which lists them;
+* work(case, device): a Work, seeded by the case, with its tensors, the gradients of its outputs, and its contestants.
+  Contestants are functions of the tensors that return a list of outputs: EAGER, the published code's form, by which the
+  gate judges the others; FUSED, this library; between them the best stock forms, or all a reader would write instead;
+* describe(case): its sizes for the JSON; and necessary_bytes or flops, whichever limits the operator.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from benchmarks.engine.gate import FACTOR, FLOOR, distance
-from benchmarks.engine.measure import Subject, interleave, peak_bytes, spread
+from benchmarks.engine.gate import Gate
+from benchmarks.engine.measure import (
+    DeviceClock,
+    Timing,
+    WallClock,
+    interleave,
+    peak_bytes,
+    spread,
+    wall_us_per_call,
+)
 from benchmarks.engine.progress import Progress
-from benchmarks.engine.runner import argument_sets, bandwidth, copy_subject, prepared, relate, times
-from benchmarks.ops.norm import FUSED
-from benchmarks.ops.norm_cases import MODES, dtype_name
+from benchmarks.engine.work import FUSED, INTO, MODES, Contestant, Json, Shape, Work, dtype_name
 from kernels import BackendUnavailable
 
-Tensor = torch.Tensor
-Json = dict[str, Any]
-Function = Callable[..., list[Tensor]]
-
-EAGER = "eager"  # the published form: limits come from it, and the gate's reference is it in float64
-SLOW_MS = 500.0  # rows whose round takes longer get three rounds: their spread is small and minutes are dear
+# Rows whose round takes longer get fewer rounds: their spread is small and minutes are dear.
+SLOW_MS, SLOW_ROUNDS = 500.0, 3
 
 
 class Case(Protocol):
-    """What a suite's cases have in common: one operator at one size and dtype."""
+    """What all cases have in common: one operator at one size and dtype."""
 
     @property
     def name(self) -> str: ...
@@ -37,41 +49,6 @@ class Case(Protocol):
     def label(self) -> str: ...
     @property
     def dtype(self) -> torch.dtype: ...
-    @property
-    def compiled(self) -> bool: ...
-
-
-class Work(NamedTuple):
-    """A case's arguments and contestants: function(*tensors) -> outputs; gradients of `wanted` for given ones of the
-    outputs."""
-
-    tensors: tuple[Tensor, ...]
-    wanted: tuple[int, ...]
-    grads: tuple[Tensor, ...]
-    contestants: dict[str, Function]
-
-    def copied(self, dtype: torch.dtype | None = None) -> Work:
-        """Fresh leaves, in the same memory format, of another dtype if given."""
-
-        def copy(t: Tensor) -> Tensor:
-            return t.detach().clone().to(dtype) if dtype and t.is_floating_point() else t.detach().clone()
-
-        tensors = tuple(copy(t).requires_grad_(i in self.wanted) for i, t in enumerate(self.tensors))
-        return self._replace(tensors=tensors, grads=tuple(map(copy, self.grads)))
-
-    def call(self, function: Function, backward: bool) -> list[Tensor]:
-        """Outputs, and gradients with `backward`."""
-        with torch.set_grad_enabled(backward):
-            outputs = function(*self.tensors)
-        if not backward:
-            return outputs
-        grads = [g.to(y.dtype) for g, y in zip(self.grads, outputs)]
-        found = torch.autograd.grad(outputs, [self.tensors[i] for i in self.wanted], grads)
-        return [*(y.detach() for y in outputs), *found]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.tensors, *self.grads))
 
 
 class Suite(NamedTuple):
@@ -83,14 +60,16 @@ class Suite(NamedTuple):
     about: dict[str, str]  # every contestant, in the order of the report
     legend: str
     column: tuple[str, str]  # heading, and which figure of the fused contestant stands under it
-    groups: tuple[str, ...]  # by which keys of a row the summary tells ratios apart
-    cases: Callable[[bool, Sequence[str]], Sequence[Any]]  # (full, names; all when empty)
+    groups: tuple[tuple[str, ...], ...]  # by which keys of a row the summary tells ratios apart; the first is printed
+    # (full, names; all when empty, shapes instead of the published ones; a suite without shapes has no cases then)
+    cases: Callable[[bool, Sequence[str], Sequence[Shape]], Sequence[Any]]
     work: Callable[[Any, torch.device], Work]
     describe: Callable[[Any], Json]  # a case's sizes
     modes: Callable[[Any], tuple[bool, ...]] = lambda case: (False, True)  # backward or not
     # either of these adds figures to a contestant's times, of a case and backward or not
     flops: Callable[[Any, bool], int] | None = None
     necessary_bytes: Callable[[Any, bool], int] | None = None  # with it a copy of so many bytes is measured beside
+    notes: dict[str, tuple[str, ...]] = {}  # what a reader must know, by kind of device
     # what goes into the result besides rows; no cases when the run was interrupted
     extras: Callable[[Sequence[Any], torch.device, bool], Json] = lambda cases, device, full: {}
     pictures: Callable[[Json], dict[str, bytes]] = lambda result: {}  # PNGs besides the speed-ups, by name
@@ -99,92 +78,183 @@ class Suite(NamedTuple):
 def run(
     suite: Suite, cases: Sequence[Case], device: torch.device, rounds: int, skip: Sequence[str] = ()
 ) -> Iterator[Json]:
-    """Measures row after row; close it at any time."""
+    """Measures row after row. Close it (or let KeyboardInterrupt through) at any time: yielded rows are whole."""
     progress = Progress(sum(len(suite.modes(case)) for case in cases))
     try:
         for case in cases:
-            progress.show(case.label)
-            given = suite.work(case, device)
-            exact, limits = judged_by(case, given)
+            progress.show(f"{case.label}: reference")
+            failed: Json | None = None
+            try:
+                given = suite.work(case, device)
+                gate = Gate(case.label, case.dtype, given)
+            except RuntimeError as error:  # OracleError, or no memory for a case of this size
+                failed = _failed(error, progress)
             for backward in suite.modes(case):
                 progress.show(f"{case.label} {MODES[backward]}")
-                yield _measure(suite, case, given, backward, exact, limits, device, rounds, skip)
+                row = _describe(suite, case, backward)
+                try:
+                    row |= failed or _measure(suite, case, given, backward, gate, device, rounds, skip)
+                except RuntimeError as error:
+                    row |= _failed(error, progress)
+                yield row
                 progress.step()
     finally:
         progress.close()
 
 
-def judged_by(case: Case, given: Work) -> tuple[list[Tensor], list[float]]:
-    """Results of the published form in float64, and how far each contestant's may be from them."""
-    eager = given.contestants[EAGER]
-    exact = given.copied(torch.float64).call(eager, True)
-    own = given.copied().call(eager, True)
-    return exact, [FACTOR * distance(a, b) + FLOOR[case.dtype] for a, b in zip(own, exact)]
+def _failed(error: RuntimeError, progress: Progress) -> Json:
+    progress.note(_first_line(error))
+    return {"error": _first_line(error), "noisy": False, "providers": {}}
 
 
-def judge(mine: Work, function: Function, backward: bool, exact: Sequence[Tensor], limits: Sequence[float]) -> Json:
-    """Status "ok", "FAIL" (wrong result), "absent" (not on this machine) or "error" (it raised)."""
-    try:
-        got = mine.call(function, backward)
-    except BackendUnavailable as error:
-        return {"status": "absent", "reason": str(error)}
-    except Exception as error:  # somebody else's code: a compiler that crashes costs its own cell, not the run
-        return {"status": "error", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    errors = [distance(a, b) for a, b in zip(got, exact)]
-    wrong = [f"result {i}: {e:.2g}, limit {m:.2g}" for i, (e, m) in enumerate(zip(errors, limits)) if not e <= m]
-    return {"status": "FAIL" if wrong else "ok", "reason": "; ".join(wrong), "errors": errors}
-
-
-def _contestants(case: Case, given: Work, skip: Sequence[str]) -> dict[str, Function]:
-    found = dict(given.contestants)
-    if case.compiled:
-        for name in (n for n in given.contestants if n != FUSED):
-            found[f"torch.compile, {name}"] = torch.compile(given.contestants[name], dynamic=False)
-    return {name: f for name, f in found.items() if not name.startswith(tuple(skip))}
-
-
-def _measure(suite: Suite, case: Case, given: Work, backward: bool, exact, limits, device, rounds: int, skip) -> Json:
-    torch.compiler.reset()
-    nbytes = suite.necessary_bytes(case, backward) if suite.necessary_bytes else 0
-    sets = argument_sets(given.nbytes, device) if nbytes else 1  # products do not wait for memory
-    results: dict[str, Json] = {}
-    subjects = []
-    for name, function in _contestants(case, given, skip).items():
-        arguments = [given.copied() for _ in range(sets)]
-        start = time.perf_counter()
-        result = results[name] = judge(arguments[0], function, backward, exact, limits)
-        if name.startswith("torch.compile"):
-            result["compile_seconds"] = time.perf_counter() - start
-        if result["status"] == "ok":
-            calls = [lambda mine=mine, function=function: mine.call(function, backward) for mine in arguments]
-            result["peak_bytes"] = peak_bytes(calls[0], backward, device)
-            subjects.append(Subject(name, calls, backward))
-    copies = prepared([copy_subject(nbytes, sets, device)] if nbytes else [], results, device)
-    subjects = prepared(subjects, results, device)
-    start = time.perf_counter()
-    for subject in subjects:
-        subject.sample(1)
-    slow = (time.perf_counter() - start) * 1e3 > SLOW_MS
-    ran, disturbed = interleave([*copies, *subjects], min(3, rounds) if slow else rounds)
+def _describe(suite: Suite, case: Case, backward: bool) -> Json:
     row = {
         "operator": case.name,
         "label": case.label,
         **suite.describe(case),
         "dtype": dtype_name(case.dtype),
         "mode": MODES[backward],
+    }
+    return row | ({"necessary_bytes": suite.necessary_bytes(case, backward)} if suite.necessary_bytes else {})
+
+
+def row_label(row: Json) -> str:
+    """Of the row's case. Rows of norms measured before they were a suite carry only its parts."""
+    if "label" in row:
+        return row["label"]
+    sizes = "x".join(map(str, row["shape"])) + (f" p{row['padding']}" if row["padding"] else "")
+    return f"{row['operator']} {sizes} {row['dtype']} {row['memory_format']}"
+
+
+def _measure(
+    suite: Suite,
+    case: Case,
+    given: Work,
+    backward: bool,
+    gate: Gate,
+    device: torch.device,
+    rounds: int,
+    skip: Sequence[str],
+) -> Json:
+    torch.compiler.reset()  # one row's graphs at a time: neither recompile limits nor shapes that turn dynamic
+    nbytes = suite.necessary_bytes(case, backward) if suite.necessary_bytes else 0
+    sets = argument_sets(given.nbytes, device) if nbytes else 1  # products do not wait for memory
+    results: dict[str, Json] = {}
+    timings = []
+    for name, contestant in given.contestants.items():
+        if backward not in contestant.modes or skipped(name, skip):
+            continue
+        arguments = [given.copied(contiguous=contestant.contiguous) for _ in range(sets)]
+        function, results[name] = check(contestant, arguments[0], backward, gate)
+        if results[name]["status"] == "ok":
+            calls = [mine.timed(function, backward) for mine in arguments]
+            results[name]["peak_bytes"] = peak_bytes(calls[0], backward, device)
+            timings.append(Timing(name, calls, backward))
+    copies = prepared([copy_timing(nbytes, sets, device)] if nbytes else [], results, device)
+    timings = prepared(timings, results, device)
+    start = time.perf_counter()
+    for timing in timings:
+        timing.sample(1)
+    slow = (time.perf_counter() - start) * 1e3 > SLOW_MS
+    wanted = min(SLOW_ROUNDS, rounds) if slow else rounds
+    ran, disturbed = interleave([*copies, *timings], wanted)
+    row: Json = {
         "rounds": ran,
         "rounds_disturbed": disturbed,
-        "noisy": 2 * disturbed > ran,
+        "noisy": 2 * (ran - disturbed) < wanted,  # then disturbed rounds are among the samples
+        "argument_sets": sets,
     }
-    for subject in subjects:
-        results[subject.name] |= times(subject)
+    for timing in timings:
+        results[timing.name] |= times(timing)
         if suite.flops:
-            median = spread(subject.samples_ms)[1]
-            results[subject.name]["gflops"] = suite.flops(case, backward) / median / 1e6
+            results[timing.name]["gflops"] = suite.flops(case, backward) / spread(timing.samples_ms)[1] / 1e6
+        if device.type == "cuda":
+            results[timing.name]["wall_us_per_call"] = wall_us_per_call(timing)
     for copy in copies:
         copy_ms = spread(copy.samples_ms)[1]
-        row |= {"necessary_bytes": nbytes, "copy": times(copy) | bandwidth(copy, nbytes, copy_ms)}
-        for subject in subjects:
-            results[subject.name] |= bandwidth(subject, nbytes, copy_ms)
-    relate(results)
+        row["copy"] = times(copy) | bandwidth(copy, nbytes, copy_ms)
+        for timing in timings:
+            results[timing.name] |= bandwidth(timing, nbytes, copy_ms)
+    add_speedups(results)
     return row | {"providers": results}
+
+
+def skipped(name: str, skip: Sequence[str]) -> bool:
+    """Whether `--skip` names this contestant; `torch.compile` is all that it compiles."""
+    return name in skip or (name.startswith("torch.compile, ") and "torch.compile" in skip)
+
+
+def check(contestant: Contestant, mine: Work, backward: bool, gate: Gate) -> tuple[Any, Json]:
+    """What to time, and its status: "ok", "FAIL" (wrong result), "absent" (not on this machine) or "error" (it
+    raised)."""
+    function, result = contestant.function, {"status": "ok", "reason": ""}
+    try:
+        if contestant.compiles:
+            function = torch.compile(function, dynamic=False)
+            start = time.perf_counter()
+            mine.call(function, backward)
+            result["compile_seconds"] = time.perf_counter() - start
+        verdict = gate.judge(mine.call(function, backward))
+    except BackendUnavailable as error:
+        return function, {"status": "absent", "reason": str(error)}
+    except Exception as error:  # somebody else's code: a compiler that crashes costs its own cell, not the run
+        return function, {"status": "error", "reason": _first_line(error)}
+    result["errors"] = mine.named(verdict.errors, backward)
+    result["limits"] = mine.named(gate.limits[: len(verdict.errors)], backward)
+    if not verdict.passed:
+        result |= {"status": "FAIL", "reason": verdict.reason}
+    return function, result
+
+
+def argument_sets(nbytes: int, device: torch.device) -> int:
+    """How many, of `nbytes` each: on CUDA so many that no set is still in the L2 cache at its turn; on a CPU one, as
+    warm as its caches keep it."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(128, 1 + math.ceil(3 * cache / nbytes))
+
+
+def copy_timing(nbytes: int, sets: int, device: torch.device) -> Timing:
+    """A copy that moves so many bytes, half of them read and half written, into memory that exists."""
+    count = max(1, nbytes // 2 // 4)
+    pairs = [tuple(torch.ones(count, device=device) for _ in range(2)) for _ in range(sets)]
+    return Timing("copy", [functools.partial(target.copy_, source) for target, source in pairs])
+
+
+def prepared(timings: Sequence[Timing], results: dict[str, Json], device: torch.device) -> list[Timing]:
+    """Those that the clock can time; the others (no CUDA graph of them) are marked in `results`."""
+    clock = DeviceClock() if device.type == "cuda" else WallClock()
+    ready = []
+    for timing in timings:
+        try:
+            clock.prepare(timing)
+            ready.append(timing)
+        except RuntimeError as error:
+            if timing.name not in results:
+                raise
+            results[timing.name] |= {"status": "error", "reason": f"not timed: {_first_line(error)}"}
+    return ready
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def times(timing: Timing) -> Json:
+    low, median, high = spread(timing.samples_ms)
+    return {"median_ms": median, "p20_ms": low, "p80_ms": high, "samples_ms": timing.samples_ms}
+
+
+def bandwidth(timing: Timing, nbytes: int, copy_ms: float) -> Json:
+    median = spread(timing.samples_ms)[1]
+    return {"percent_of_copy": 100 * copy_ms / median, "gbytes_per_s": nbytes / median / 1e6}
+
+
+def add_speedups(results: dict[str, Json]) -> None:
+    """Adds to every baseline how many times faster the fused implementation is, and whether it loses."""
+    fused = results.get(FUSED, {}).get("median_ms")
+    for name, result in results.items():
+        if fused is not None and name not in (FUSED, INTO) and "median_ms" in result:
+            result["fused_speedup"] = result["median_ms"] / fused
+            result["loss"] = result["fused_speedup"] < 1

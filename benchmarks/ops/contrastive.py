@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.engine.measure import peak_bytes
 from benchmarks.engine.plot import png, where
-from benchmarks.engine.suite import Json, Suite
+from benchmarks.engine.suite import Suite
+from benchmarks.engine.work import MODES, Json
 from benchmarks.ops.contrastive_cases import ABOUT, EAGER, FUSED, NAMES, Case, cases, products_flops, work
-from benchmarks.ops.norm_cases import MODES
 
 
 def memory_curve(device: torch.device, full: bool) -> list[Json]:
@@ -21,7 +21,7 @@ def memory_curve(device: torch.device, full: bool) -> list[Json]:
         given = work(case, device)
         for name in (EAGER, FUSED):
             mine = given.copied()
-            function = mine.contestants[name]
+            function = mine.contestants[name].function
             peak = peak_bytes(lambda mine=mine, function=function: mine.call(function, True), True, device)
             points.append({"bank": bank, "provider": name, "peak_bytes": peak, "logits_bytes": 4 * 256 * bank * 4})
     return points
@@ -76,13 +76,12 @@ SUITE = Suite(
     title="Contrastive losses, sampling and weights",
     operators=NAMES,
     about=ABOUT,
-    legend="Milliseconds per call, median (20th to 80th percentile) of interleaved rounds; after a baseline's time, "
-    "how many times faster fused is. Features have width 256; rows are normalised inside every contestant; gradients "
+    legend="Features have width 256; rows are normalised inside every contestant; gradients "
     "go to the queries (losses), to the maps (sample, tap), to maps and networks (path). GF/s: of the one (fwd) or two "
     "matrix products a loss needs. Peak memory: allocations minus releases during one call, on a CPU of torch's "
     "allocator, which does not see the 1 MiB or so of scratch of each thread of the C++ operators.",
     column=("GF/s", "gflops"),
-    groups=("operator", "dtype", "mode"),
+    groups=(("operator", "dtype", "mode"),),
     cases=cases,
     work=work,
     describe=lambda case: {"batch": case.batch, "patches": case.patches, "bank": case.bank},

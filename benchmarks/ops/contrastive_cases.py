@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from benchmarks.engine.suite import EAGER, Function, Work
-from benchmarks.ops.norm import FUSED
-from benchmarks.ops.norm_cases import DTYPES, dtype_name
+from benchmarks.engine.work import DTYPES, EAGER, FUSED, Contestant, Shape, Work, contestants, dtype_name
 
 Tensor = torch.Tensor
 
@@ -64,7 +62,7 @@ class Case(NamedTuple):
         return f"{self.name} {size} {dtype_name(self.dtype)}"
 
 
-def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
+def cases(full: bool, names: Sequence[str] = (), shapes: Sequence[Shape] = ()) -> list[Case]:
     """The selection, or with `full` every batch size, patch count and bank the documentation speaks of."""
     found = []
     for dtype in DTYPES.values():
@@ -78,7 +76,8 @@ def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
             found += [Case(name, 1, 256, dtype, channels_last=last) for name in ("sample_patches", "tap_patches")]
         found.append(Case("cut_path", 1, 256, dtype))
     found += [Case("monce_log_weight", b, 256, torch.float32, compiled=full and b == 1) for b in batches]
-    return [case for case in found if not names or case.name in names]
+    # none of the norms' shapes
+    return [case for case in found if not shapes and (not names or case.name in names)]
 
 
 # ---- published forms -------------------------------------------------------------------------------------------------
@@ -144,22 +143,23 @@ def work(case: Case, device: torch.device) -> Work:
 
     if case.name in ("patch_nce", "patch_nce_layers"):
         layers = 5 if case.name == "patch_nce_layers" else 1
-        pairs = [pair() for _ in range(layers)]
-        return Work(tuple(t for two in pairs for t in two), tuple(range(0, 2 * layers, 2)), _one(device), _losses())
+        tensors, wanted = tuple(t for _ in range(layers) for t in pair()), tuple(range(0, 2 * layers, 2))
+        return Work(tensors, wanted, _one(device), _losses(case.compiled), wide=True)
     if case.name == "patch_nce_bank":
-        contestants = {
+        functions = {
             EAGER: lambda q, k, bank: [bank_loss(normalize(q), normalize(k), normalize(bank)).mean()],
             FUSED: lambda q, k, bank: [kernels.patch_nce_loss(q, k, negatives=bank, normalize=True)],
         }
-        return Work((*pair(), randn(case.bank, WIDTH)), (0,), _one(device), contestants)
+        tensors = (*pair(), randn(case.bank, WIDTH))
+        return Work(tensors, (0,), _one(device), contestants(functions, case.compiled), wide=True)
     if case.name == "monce_log_weight":
         tensors = tuple(F.normalize(t, dim=-1) for _ in range(5) for t in pair())
         grads = tuple(randn(case.batch, case.patches, case.patches) for _ in range(5))
-        contestants = {
+        functions = {
             EAGER: lambda *t: [monce_weight(q, k) for q, k in zip(t[::2], t[1::2])],
             FUSED: lambda *t: [kernels.monce_log_weight(q, k) for q, k in zip(t[::2], t[1::2])],
         }
-        return Work(tensors, tuple(range(0, 10, 2)), grads, contestants)
+        return Work(tensors, tuple(range(0, 10, 2)), grads, contestants(functions, case.compiled))
     return _maps(case, device, randn, generator)
 
 
@@ -167,7 +167,7 @@ def _one(device: torch.device) -> tuple[Tensor, ...]:
     return (torch.ones((), device=device),)
 
 
-def _losses() -> dict[str, Function]:
+def _losses(compiled: bool) -> dict[str, Contestant]:
     def of(loss):
         def run(*t: Tensor) -> list[Tensor]:
             rows = [loss(normalize(q), normalize(k)).mean() for q, k in zip(t[::2], t[1::2])]
@@ -175,11 +175,12 @@ def _losses() -> dict[str, Function]:
 
         return run
 
-    return {
+    functions = {
         EAGER: of(cut_loss),
         PRODUCT: of(product_loss),
         FUSED: lambda *t: [kernels.patch_nce_loss(t[::2], t[1::2], normalize=True)],
     }
+    return contestants(functions, compiled)
 
 
 def _maps(case: Case, device: torch.device, randn, generator: torch.Generator) -> Work:
@@ -193,11 +194,11 @@ def _maps(case: Case, device: torch.device, randn, generator: torch.Generator) -
     ids = [torch.randperm(h * w, generator=generator)[: case.patches].to(device) for _, h, w in sizes]
     if case.name == "sample_patches":
         grads = tuple(randn(case.batch, case.patches, c) for c, _, _ in sizes)
-        contestants = {
+        functions = {
             EAGER: lambda *x: [cut_sample(m, i) for m, i in zip(x, ids)],
             FUSED: lambda *x: kernels.sample_patches(x, ids=ids)[0],
         }
-        return Work(tuple(maps(sizes)), tuple(range(5)), grads, contestants)
+        return Work(tuple(maps(sizes)), tuple(range(5)), grads, contestants(functions))
     if case.name == "tap_patches":
         (x,), (at,) = maps(sizes), ids
 
@@ -210,7 +211,7 @@ def _maps(case: Case, device: torch.device, randn, generator: torch.Generator) -
             return [patches, h * 0.5]
 
         grads = (randn(case.batch, case.patches, x.shape[1]), torch.empty_like(x).copy_(randn(*x.shape)))
-        return Work((x,), (0,), grads, {EAGER: eager, FUSED: fused})
+        return Work((x,), (0,), grads, contestants({EAGER: eager, FUSED: fused}))
     weights = [
         t * 0.05 for c, _, _ in sizes for t in (randn(WIDTH, c), randn(WIDTH), randn(WIDTH, WIDTH), randn(WIDTH))
     ]
@@ -233,7 +234,8 @@ def _maps(case: Case, device: torch.device, randn, generator: torch.Generator) -
         return [kernels.patch_nce_loss(queries, keys, normalize=True)]
 
     wanted = (*range(5), *range(10, 30))
-    return Work((*sources, *targets, *weights), wanted, _one(device), {EAGER: eager, FUSED: fused})
+    tensors = (*sources, *targets, *weights)
+    return Work(tensors, wanted, _one(device), contestants({EAGER: eager, FUSED: fused}), wide=True)
 
 
 def products_flops(case: Case, backward: bool) -> int:

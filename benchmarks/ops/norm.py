@@ -1,34 +1,60 @@
-"""The contestants: each the same arithmetic as one case, written the way its users write it.
-
-A provider builds function(*tensors) -> y for a row, or None where it does not exist or is not valid. Ratios are always
-taken against `FUSED`.
-"""
+"""The norm room as a suite: the same arithmetic as one call of this library, written the way its users write it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.ops.norm_cases import Case, Row, fused
+from benchmarks.engine.suite import Suite
+from benchmarks.engine.work import EAGER, FUSED, INTO, Contestant, Function, Work
+from benchmarks.ops.norm_cases import OPERATORS, Case, cases, describe, fused, make_inputs, necessary_bytes
 from kernels import backends
 from kernels._layout import is_channels_last
 from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output
 
 Tensor = torch.Tensor
-Function = Callable[..., Tensor]
+Norm = Callable[..., Tensor]
 EPS = 1e-5
-FUSED, INTO = "fused", "fused, given output"
-
-
-class Provider(NamedTuple):
-    name: str
-    build: Callable[[Row], Function | None]
-    about: str
-    nchw: bool = False  # takes NCHW tensors also in the channels_last rows
-    compiles: bool = False
+NOT_IN_PLACE, NCHW, COMPILE, GROUP_NORM, CAREFUL = (
+    "eager, not in place",
+    "eager NCHW",
+    "torch.compile",
+    "group_norm(C)",
+    "careful python",
+)
+ABOUT = {
+    EAGER: "stock operators as the published code calls them: F.instance_norm and an in-place (leaky) ReLU (CUT), "
+    "AdaIN as a batch norm over samples folded into channels (MUNIT), calc_mean_std (AdaIN-style), MUNIT's layer norm",
+    NOT_IN_PLACE: "the same with an activation that writes a new tensor",
+    NCHW: "in channels_last rows: `eager` on contiguous copies of the inputs",
+    COMPILE: "`eager`, not in place, compiled in the default mode, caches cold; compiling is reported, not counted",
+    GROUP_NORM: "F.group_norm with one group per plane, contiguous input only: on channels_last its CPU variance is "
+    "wrong for planes with a large mean",
+    CAREFUL: "the best of stock operators: batch norm per sample (keeps channels_last), the transfer as one stock norm "
+    "with the style's statistics as its affine, layer norm by one addcmul, no in-place activation; for instance norm "
+    "and AdaIN on contiguous planes group_norm(C) is that",
+    FUSED: 'this library, impl="auto"',
+    INTO: "this library's forward into an existing tensor, below autograd (forward rows only)",
+}
+NOTES = {
+    "cpu": (
+        "CPU figures: wall time, inputs as warm as the caches keep them between calls. They say nothing about a GPU.",
+        "torch.compile's ReLU backward saves a bool mask whose loads and stores are very slow on CPUs with AVX-512 "
+        "(torch 2.13): fwd+bwd rows with ReLU overstate the gain over it; compare leaky ReLU and norm + residual.",
+        "eager at N = 1 with channels_last: torch 2.13's instance norm returns a wrong gradient when the arriving one "
+        "is channels_last. Where the gate meets that, the cell says FAIL, and `eager NCHW` is the baseline.",
+        "Large tensors: where the JSON says freed_memory_kept (glibc), kernels.keep_freed_memory() was in force for "
+        f"every contestant. Elsewhere each allocation is paid in page faults, and `{INTO}` shows the kernel without.",
+        "Peak memory: sum of allocations minus releases of torch's CPU allocator during one call, by the profiler.",
+    ),
+    "cuda": (
+        "GPU figures: device time per call of a CUDA graph over argument sets larger than 3x L2 together. Wall time "
+        "per eager call is in the JSON (wall_us_per_call) and in its own column.",
+        "Peak memory: max_memory_allocated during one call.",
+    ),
+}
 
 
 # ---- norms as the papers' code computes them ------------------------------------------------------------------------
@@ -61,7 +87,7 @@ def _munit_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return x * gamma.view(1, -1, 1, 1) + beta.view(1, -1, 1, 1)
 
 
-PUBLISHED: dict[str, Function] = {
+PUBLISHED: dict[str, Norm] = {
     "instance_norm": F.instance_norm,
     "adaptive_instance_norm": _munit_adain,
     "adain": _transfer,
@@ -127,11 +153,11 @@ def _careful_layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 # ---- from a norm to the whole case --------------------------------------------------------------------------------
 
 
-def stock(case: Case, norm: Function, inplace: bool) -> Function:
+def stock(case: Case, norm: Norm, inplace: bool) -> Function:
     """`norm`, then activation, residual and padding as separate stock operators."""
     activation, padding = case.op.activation, (case.padding,) * 4
 
-    def run(*tensors: Tensor) -> Tensor:
+    def run(*tensors: Tensor) -> list[Tensor]:
         inputs, residual = (tensors[:-1], tensors[-1]) if case.op.residual else (tensors, None)
         y = norm(*inputs)
         if activation == "relu":
@@ -140,61 +166,26 @@ def stock(case: Case, norm: Function, inplace: bool) -> Function:
             y = F.leaky_relu(y, 0.2, inplace=inplace)
         if residual is not None:
             y = residual + y
-        return F.pad(y, padding, mode="reflect") if case.padding else y
+        return [F.pad(y, padding, mode="reflect") if case.padding else y]
 
     return run
 
 
-def _published(row: Row) -> Function:
-    return stock(row.case, PUBLISHED[row.case.op.kernel], inplace=True)
-
-
-def _not_in_place(row: Row) -> Function | None:
-    if row.case.op.activation == "none":
-        return None
-    return stock(row.case, PUBLISHED[row.case.op.kernel], inplace=False)
-
-
-def _published_nchw(row: Row) -> Function | None:
-    return _published(row) if row.channels_last else None
-
-
-def _compiled(row: Row) -> Function | None:
-    if row.mode not in row.case.compiled:
-        return None
-    torch.compiler.reset()  # one graph at a time: neither recompile limits nor shapes that turn dynamic
-    # Not in place: compiled in place, a leaky ReLU's backward falls into the same bool mask as ReLU's, 15 times slower.
-    return torch.compile(stock(row.case, PUBLISHED[row.case.op.kernel], inplace=False), dynamic=False)
-
-
-def _group_norm(row: Row) -> Function | None:
-    if row.channels_last or row.case.op.kernel not in ("instance_norm", "adaptive_instance_norm"):
-        return None
-    return stock(row.case, _group_norm_per_plane, inplace=False)
-
-
-def _careful(row: Row) -> Function | None:
-    kernel = row.case.op.kernel
-    if kernel == "adain":
+def _careful(case: Case) -> Norm | None:
+    if case.op.kernel == "adain":
         return _careful_transfer
-    if kernel == "munit_layer_norm":
-        return stock(row.case, _careful_layer_norm, inplace=False)
-    return stock(row.case, _batch_norm_per_sample, inplace=False) if row.channels_last else None
+    if case.op.kernel == "munit_layer_norm":
+        return _careful_layer_norm
+    return _batch_norm_per_sample if case.channels_last else None
 
 
-def _fused(row: Row) -> Function:
-    return fused(row.case)
-
-
-def _into_output(row: Row) -> Function | None:
+def into_output(case: Case) -> Function:
     """The launcher below the public function, writing into memory that exists already: what a copy also gets."""
-    if row.backward:
-        return None
-    case, outputs = row.case, {}
+    outputs: dict[int, Tensor] = {}
     form = {"munit_layer_norm": LAYER_STD, "adain": INSTANCE_UNBIASED}.get(case.op.kernel, INSTANCE)
     spec = Spec(form, EPS, 0.0, ACTIVATIONS.index(case.op.activation), 0.2, case.padding)
 
-    def run(x: Tensor, *rest: Tensor) -> Tensor:
+    def run(x: Tensor, *rest: Tensor) -> list[Tensor]:
         out = outputs.get(id(x))
         if out is None:
             out = outputs[id(x)] = new_output(x, spec.padding, is_channels_last(x))
@@ -211,41 +202,48 @@ def _into_output(row: Row) -> Function | None:
         elif rest:
             scale, shift = rest
         launch.forward(x, scale, shift, residual, spec, out=out)
-        return out
+        return [out]
 
     return run
 
 
-PROVIDERS = (
-    Provider(
-        "eager",
-        _published,
-        "stock operators as the published code calls them: F.instance_norm and an in-place (leaky) ReLU (CUT), AdaIN "
-        "as a batch norm over samples folded into channels (MUNIT), calc_mean_std (AdaIN-style), MUNIT's layer norm",
-    ),
-    Provider("eager, not in place", _not_in_place, "the same with an activation that writes a new tensor"),
-    Provider(
-        "eager NCHW", _published_nchw, "in channels_last rows: `eager` on contiguous copies of the inputs", nchw=True
-    ),
-    Provider(
-        "torch.compile",
-        _compiled,
-        "`eager`, not in place, compiled in the default mode, caches cold; compiling is reported, not counted",
-        compiles=True,
-    ),
-    Provider(
-        "group_norm(C)",
-        _group_norm,
-        "F.group_norm with one group per plane, contiguous input only: on channels_last its CPU variance is wrong for "
-        "planes with a large mean",
-    ),
-    Provider(
-        "careful python",
-        _careful,
-        "the best of stock operators: batch norm per sample (keeps channels_last), the transfer as one stock norm with "
-        "the style's statistics as its affine, layer norm by one addcmul, no in-place activation; for instance norm "
-        "and AdaIN on contiguous planes group_norm(C) is that",
-    ),
-    Provider(FUSED, _fused, 'this library, impl="auto"'),
-    Provider(INTO, _into_output, "this library's forward into an existing tensor, below autograd (forward rows only)"),
+def contestants(case: Case) -> dict[str, Contestant]:
+    """Those that exist and are valid in this case, in the order of ABOUT."""
+    published = PUBLISHED[case.op.kernel]
+    eager, apart = (stock(case, published, inplace) for inplace in (True, False))
+    found = {EAGER: Contestant(eager)}
+    if case.op.activation != "none":
+        found[NOT_IN_PLACE] = Contestant(apart)
+    if case.channels_last:
+        found[NCHW] = Contestant(eager, contiguous=True)
+    # Not in place: compiled in place, a leaky ReLU's backward falls into the same bool mask as ReLU's, 15 times slower.
+    found[COMPILE] = Contestant(apart, case.compiled, compiles=True)
+    if not case.channels_last and case.op.kernel in ("instance_norm", "adaptive_instance_norm"):
+        found[GROUP_NORM] = Contestant(stock(case, _group_norm_per_plane, inplace=False))
+    careful = _careful(case)
+    if careful:
+        found[CAREFUL] = Contestant(stock(case, careful, inplace=False))
+    return found | {FUSED: Contestant(fused(case)), INTO: Contestant(into_output(case), modes=(False,))}
+
+
+def work(case: Case, device: torch.device) -> Work:
+    tensors, grad = make_inputs(case, device)
+    names = ("y", *(f"grad {name}" for name in case.op.tensors))
+    return Work(tensors, tuple(range(len(tensors))), (grad,), contestants(case), names)
+
+
+SUITE = Suite(
+    name="ops",
+    title="Fused operators",
+    operators=tuple(op.name for op in OPERATORS),
+    about=ABOUT,
+    legend="`% of copy`: time of a copy that moves the row's necessary bytes, measured in the same rounds, over the "
+    "row's time. p1, p3: pixels of reflection padding on every side.",
+    column=("% of copy", "percent_of_copy"),
+    groups=(("mode",), ("mode", "dtype", "memory_format")),
+    cases=cases,
+    work=work,
+    describe=describe,
+    necessary_bytes=necessary_bytes,
+    notes=NOTES,
 )

@@ -1,19 +1,15 @@
-"""What is measured: operators, the shapes published networks give them, and seeded inputs."""
+"""What is measured of the norms: operators, the shapes published networks give them, and seeded inputs."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 import kernels
-
-Shape = tuple[int, int, int, int]
-
-MODES = ("fwd", "fwd+bwd")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from benchmarks.engine.work import DTYPES, Function, Json, Shape, dtype_name
 
 
 class Operator(NamedTuple):
@@ -29,7 +25,7 @@ class Operator(NamedTuple):
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Names of the inputs, in the order every provider takes them."""
+        """Names of the inputs, in the order every contestant takes them."""
         extra = {
             "adaptive_instance_norm": ("scale", "shift"),
             "adain": ("style",),
@@ -112,47 +108,36 @@ OPERATORS = (
 
 
 class Case(NamedTuple):
-    """One operator at one shape and dtype: what shares inputs and a float64 reference."""
+    """One operator at one shape, dtype and memory format."""
 
     op: Operator
     shape: Shape
     padding: int
     dtype: torch.dtype
-    compiled: tuple[str, ...]  # the modes in which torch.compile is among the providers
+    channels_last: bool
+    compiled: tuple[bool, ...]  # without and with the backward: where torch.compile is among the contestants
 
     @property
-    def label(self) -> str:
-        sizes = "x".join(map(str, self.shape)) + (f" p{self.padding}" if self.padding else "")
-        return f"{self.op.name} {sizes} {dtype_name(self.dtype)}"
-
-
-class Row(NamedTuple):
-    """One line of the report."""
-
-    case: Case
-    channels_last: bool
-    backward: bool
+    def name(self) -> str:
+        return self.op.name
 
     @property
     def memory_format(self) -> str:
         return "channels_last" if self.channels_last else "contiguous"
 
     @property
-    def mode(self) -> str:
-        return MODES[self.backward]
-
-    @property
     def label(self) -> str:
-        return f"{self.case.label} {self.memory_format} {self.mode}"
+        sizes = "x".join(map(str, self.shape)) + (f" p{self.padding}" if self.padding else "")
+        return f"{self.op.name} {sizes} {dtype_name(self.dtype)} {self.memory_format}"
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def describe(case: Case) -> Json:
+    return {"shape": list(case.shape), "padding": case.padding, "memory_format": case.memory_format}
 
 
 def cases(full: bool, names: Sequence[str] = (), shapes: Sequence[Shape] = ()) -> list[Case]:
     """Cases of the operators called `names` (all when empty), at `shapes` instead of the published ones if given."""
-    out = []
+    found = []
     for op in OPERATORS:
         if names and op.name not in names:
             continue
@@ -164,45 +149,23 @@ def cases(full: bool, names: Sequence[str] = (), shapes: Sequence[Shape] = ()) -
             chosen = [*op.shapes, *((shape, int(padded)) for shape in _AWKWARD)]
         else:
             chosen = op.selected
-        compiled = MODES if full or shapes else MODES[1:] if op.compile_selected else ()
-        out += [Case(op, shape, pad, dtype, compiled) for shape, pad in chosen for dtype in DTYPES.values()]
-    return out
+        compiled = (False, True) if full or shapes else (True,) if op.compile_selected else ()
+        found += [
+            Case(op, shape, pad, dtype, channels_last, compiled)
+            for shape, pad in chosen
+            for dtype in DTYPES.values()
+            for channels_last in (False, True)
+        ]
+    return found
 
 
-def rows(case: Case) -> Iterator[Row]:
-    for channels_last in (False, True):
-        for backward in (False, True):
-            yield Row(case, channels_last, backward)
+def make_inputs(case: Case, device: torch.device) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """The operator's arguments in order, and the gradient that arrives at its output.
 
-
-class Inputs(NamedTuple):
-    """Tensors of one case in NCHW: the operator's arguments in order, and the gradient that arrives at its output."""
-
-    tensors: tuple[torch.Tensor, ...]
-    grad: torch.Tensor
-
-    def arranged(self, channels_last: bool, backward: bool) -> Inputs:
-        """Fresh copies in the wanted memory format, the arguments as leaves of their own graph."""
-
-        def copy(t: torch.Tensor) -> torch.Tensor:
-            t = t.detach().clone(memory_format=torch.contiguous_format)
-            return t.contiguous(memory_format=torch.channels_last) if channels_last and t.dim() == 4 else t
-
-        return Inputs(tuple(copy(t).requires_grad_(backward) for t in self.tensors), copy(self.grad))
-
-    def double(self) -> Inputs:
-        return Inputs(tuple(t.detach().double().requires_grad_() for t in self.tensors), self.grad.double())
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.tensors) + self.grad.nbytes
-
-
-def make_inputs(case: Case, device: torch.device) -> Inputs:
-    """Activations as a convolution leaves them, every channel with its own mean and deviation; seeded by the case.
-
-    A ReLU's gradient jumps at 0, where two right implementations may round to different sides. The arriving gradient
-    is 0 within a rounding error of that point, so that the gate can compare gradients element by element.
+    Activations are as a convolution leaves them, every channel with its own mean and deviation; seeded by the case, and
+    the same in both memory formats. A ReLU's gradient jumps at 0, where two right implementations may round to
+    different sides. The arriving gradient is 0 within a rounding error of that point, so that the gate can compare
+    gradients element by element.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{case.op.name} {case.shape} {case.padding}".encode()))
     n, c = case.shape[:2]
@@ -224,38 +187,41 @@ def make_inputs(case: Case, device: torch.device) -> Inputs:
         "gamma": lambda: parameters(c),
         "beta": lambda: parameters(c),
     }
-    tensors = tuple(made[name]().to(device, case.dtype) for name in case.op.tensors)
+    tensors = [made[name]().to(device, case.dtype) for name in case.op.tensors]
     h, w = (size + 2 * case.padding for size in case.shape[2:])
     grad = torch.randn((n, c, h, w), generator=generator).to(device, case.dtype)
     if case.op.activation != "none":
-        before = fused(case, "reference", activation="none")(*(t.double() for t in tensors))
+        (before,) = fused(case, "reference", activation="none")(*(t.double() for t in tensors))
         grad[before.abs() < (1e-3 if case.dtype == torch.float32 else 3e-2)] = 0
-    return Inputs(tensors, grad)
+
+    def arranged(t: torch.Tensor) -> torch.Tensor:
+        return t.contiguous(memory_format=torch.channels_last) if case.channels_last and t.dim() == 4 else t
+
+    return tuple(map(arranged, tensors)), arranged(grad)
 
 
-def fused(case: Case, impl: str = "auto", activation: str | None = None):
-    """The case as one call of this library: function(*tensors) -> y."""
+def fused(case: Case, impl: str = "auto", activation: str | None = None) -> Function:
+    """The case as one call of this library: function(*tensors) -> [y]."""
     function = getattr(kernels, case.op.kernel)
     if case.op.kernel == "adain":
-        return lambda content, style: function(content, style, impl=impl)
+        return lambda content, style: [function(content, style, impl=impl)]
     options = {"activation": activation or case.op.activation, "padding": case.padding, "impl": impl}
     if case.op.residual:
-        return lambda x, residual: function(x, residual=residual, **options)
-    return lambda x, *parameters: function(x, *parameters, **options)
+        return lambda x, residual: [function(x, residual=residual, **options)]
+    return lambda x, *parameters: [function(x, *parameters, **options)]
 
 
-def necessary_bytes(row: Row) -> int:
+def necessary_bytes(case: Case, backward: bool) -> int:
     """What any implementation must move: each input read once and each result written once, per direction.
 
     Forward: x and the output, the residual or the style if there is one. Backward: x and the arriving gradient in, dx
     out; the style again in and its gradient out. A residual's gradient is the arriving one itself, unless padding
     has to be folded back first (no case here). Parameters are not counted.
     """
-    n, c, h, w = row.case.shape
-    size = row.case.dtype.itemsize
-    plane, padded = h * w, (h + 2 * row.case.padding) * (w + 2 * row.case.padding)
-    style = "style" in row.case.op.tensors
-    elements = plane + padded + plane * (row.case.op.residual or style)
-    if row.backward:
+    n, c, h, w = case.shape
+    plane, padded = h * w, (h + 2 * case.padding) * (w + 2 * case.padding)
+    style = "style" in case.op.tensors
+    elements = plane + padded + plane * (case.op.residual or style)
+    if backward:
         elements += plane + padded + plane + 2 * plane * style
-    return n * c * elements * size
+    return n * c * elements * case.dtype.itemsize

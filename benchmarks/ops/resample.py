@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from benchmarks.engine.suite import EAGER, Function, Json, Suite, Work
-from benchmarks.ops.norm import FUSED
-from benchmarks.ops.norm_cases import DTYPES, Shape, dtype_name
+from benchmarks.engine.suite import Suite
+from benchmarks.engine.work import DTYPES, EAGER, FUSED, Function, Json, Shape, Work, contestants, dtype_name
 
 Tensor = torch.Tensor
 
@@ -71,12 +70,12 @@ class Case(NamedTuple):
         return (n, c, 2 * h, 2 * w) if self.name == UP else (n, c, h + 2 * self.padding, w + 2 * self.padding)
 
 
-def cases(full: bool, names: Sequence[str] = ()) -> list[Case]:
+def cases(full: bool, names: Sequence[str] = (), shapes: Sequence[Shape] = ()) -> list[Case]:
     """The selection, with torch.compile at one shape of each operator in the formats networks are mostly trained in; or
     with `full` more shapes, torch.compile everywhere."""
     found = []
     for name in NAMES:
-        if names and name not in names:
+        if shapes or (names and name not in names):  # these operators have no cases of the norms' shapes
             continue
         for i, (shape, padding) in enumerate(SELECTED[name] + (MORE[name] if full else ())):
             for dtype in DTYPES.values():
@@ -139,25 +138,25 @@ def work(case: Case, device: torch.device) -> Work:
     x, grad = randn(case.shape), randn(case.output)
     if case.name == PAD:
         sides = (case.padding,) * 4
-        contestants: dict[str, Function] = {
+        functions: dict[str, Function] = {
             EAGER: lambda x: [F.pad(x, sides, mode="reflect")],
             FUSED: lambda x: [kernels.reflection_pad2d(x, case.padding)],
         }
-        return Work((x,), (0,), (grad,), contestants)
+        return Work((x,), (0,), (grad,), contestants(functions, case.compiled))
     row = torch.tensor([1.0, 2.0, 1.0] if case.name == DOWN else [1.0, 3.0, 3.0, 1.0]) / 4
     filt = torch.outer(row, row).repeat(case.shape[1], 1, 1, 1).to(device, case.dtype)
     if case.name == DOWN:
-        contestants = {EAGER: lambda x, filt: [downsample(x, filt)]}
+        functions = {EAGER: lambda x, filt: [downsample(x, filt)]}
         if case.dtype == torch.bfloat16:
-            contestants[CAREFUL] = lambda x, filt: [careful_downsample(x, filt)]
-        contestants[FUSED] = lambda x, filt: [kernels.blur_downsample(x)]
+            functions[CAREFUL] = lambda x, filt: [careful_downsample(x, filt)]
+        functions[FUSED] = lambda x, filt: [kernels.blur_downsample(x)]
     else:
-        contestants = {
+        functions = {
             EAGER: lambda x, filt: [upsample(x, filt)],
             CAREFUL: lambda x, filt: [careful_upsample(x, filt)],
             FUSED: lambda x, filt: [kernels.blur_upsample(x)],
         }
-    return Work((x, filt), (0,), (grad,), contestants)
+    return Work((x, filt), (0,), (grad,), contestants(functions, case.compiled))
 
 
 SUITE = Suite(
@@ -165,13 +164,12 @@ SUITE = Suite(
     title="Antialiased resampling and reflection padding",
     operators=NAMES,
     about=ABOUT,
-    legend="Milliseconds per call, median (20th to 80th percentile) of interleaved rounds; after a baseline's time, "
-    "how many times faster fused is. p1, p3: pixels of padding on every side. % of copy: time of a copy that moves the "
+    legend="p1, p3: pixels of padding on every side. % of copy: time of a copy that moves the "
     "row's necessary bytes (map in, result out; with the backward as many again for the gradients) into memory that "
     "exists, measured in the same rounds, over fused's time; fused takes new memory for its result. Peak memory: "
     "allocations minus releases during one call, on a CPU of torch's allocator.",
     column=("% of copy", "percent_of_copy"),
-    groups=("operator", "dtype", "memory_format", "mode"),
+    groups=(("operator", "dtype", "memory_format", "mode"),),
     cases=cases,
     work=work,
     describe=describe,

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 import kernels
-
-Json = dict[str, Any]
+from benchmarks.engine.work import Json
 
 
 class Child:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.engine.plot import png, where
-from benchmarks.engine.report import provenance, write_atomically
-from benchmarks.systems.stock_cut import METHODS, OURS, PUBLISHED
-
-Json = dict[str, Any]
+from benchmarks.engine.report import provenance, write_files
+from benchmarks.engine.work import Json
+from benchmarks.systems.stock_cut import CONTESTANTS, OURS, PUBLISHED
 
 
 def relate(rows: Sequence[Json]) -> None:
@@ -66,7 +63,7 @@ def markdown(result: Json) -> str:
     rows = result["rows"]
     count = max((len(row["samples_s"]) for row in rows), default=0)
     lines = [f"# CUT training step, {result['size']} x {result['size']}, batch 1: {result['kind']}", ""]
-    lines += [*provenance(result), "", *(f"* **{name}**: {METHODS[name].about}" for name in METHODS), ""]
+    lines += [*provenance(result), "", *(f"* **{name}**: {CONTESTANTS[name].about}" for name in CONTESTANTS), ""]
     lines += [
         f"Median (20th to 80th percentile) of {count} interleaved steps, each contestant in its own process. Peak: of "
         "the whole process, interpreter and libraries included (on a GPU: of torch's allocator). Outside "
@@ -123,12 +120,4 @@ def bars(title: str, result: Json, rows: Sequence[Json], ours: str) -> bytes:
 
 def write(result: Json, folder: Path) -> list[Path]:
     """step.json, .md and .png in `folder`."""
-    return write_files(folder, "step", result, markdown(result), picture(result))
-
-
-def write_files(folder: Path, name: str, result: Json, text: str, image: bytes) -> list[Path]:
-    """NAME.json, .md and .png in `folder`."""
-    files = {"json": json.dumps(result, indent=1).encode(), "md": text.encode(), "png": image}
-    for ending, data in files.items():
-        write_atomically(folder / f"{name}.{ending}", data)
-    return [folder / f"{name}.{ending}" for ending in files]
+    return write_files(folder, "step", result, markdown(result), {"": picture(result)})

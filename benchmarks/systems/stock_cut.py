@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,10 @@ Losses = dict[str, Tensor]
 
 
 class StockCUT:
-    """CUT's step on stock networks.
+    """The step of CUT and FastCUT on stock networks.
 
     Everything off: the published code's order of work. `careful`: channels last, no graph for the keys, their maps
-    kept from the first pass, fused Adam.
+    kept from the first pass (unless that saw mirror images), fused Adam.
     """
 
     def __init__(self, config: CUTConfig, device: torch.device, style: Style):
@@ -30,7 +30,7 @@ class StockCUT:
         blocks = sum(isinstance(layer, ResnetBlock) for layer in ours.G.model)
         self.G = Generator(style, config.ngf, blocks)
         self.D = Discriminator(style, config.ndf)
-        self.F = PatchFeatures(ours.G.tap_channels(NCE_LAYERS))
+        self.F = PatchFeatures(ours.G.tap_channels(NCE_LAYERS), config.feature_width)
         form = torch.channels_last if style.careful else torch.contiguous_format
         for mine, theirs in ((self.G, ours.G), (self.D, ours.D), (self.F, ours.F)):
             mine.load_state_dict(theirs.state_dict())
@@ -44,15 +44,18 @@ class StockCUT:
             self.G, self.D = (torch.compile(net, dynamic=False) for net in (self.G, self.D))
 
     def step(self, real_a: Tensor, real_b: Tensor) -> Losses:
-        images = torch.cat([real_a, real_b]).contiguous(memory_format=self.form)
-        real_b = images[len(real_a) :]
+        flipped = self.config.flip_equivariance and float(torch.rand((), generator=self.patch_rng)) < 0.5
+        real_a, real_b = (images.contiguous(memory_format=self.form) for images in (real_a, real_b))
+        sources = [real_a, real_b] if self.config.nce_idt else [real_a]
+        images = torch.cat(sources)
         with self._autocast():
-            if self.style.careful:
+            if self.style.careful and not flipped:
                 output, maps = self.G(images, NCE_LAYERS)
-                sources = list(zip(*(layer.detach().chunk(2) for layer in maps)))
+                sources = list(zip(*(layer.detach().chunk(len(sources)) for layer in maps)))
             else:
-                output, sources = self.G(images), [real_a, real_b]
-        fake_b, idt_b = output.chunk(2)
+                output = self.G(images.flip(-1) if flipped else images)
+        translated = output.chunk(len(sources))
+        fake_b = translated[0]
 
         with self._autocast():
             d_real, d_fake = self._gan(self.D(real_b), True), self._gan(self.D(fake_b.detach()), False)
@@ -61,11 +64,12 @@ class StockCUT:
         self.D.requires_grad_(False)
         with self._autocast():
             g_gan = self._gan(self.D(fake_b), True)
-            nce, nce_y = (self._nce(*pair) for pair in zip(sources, (fake_b, idt_b)))
-        total = g_gan + 0.5 * (nce + nce_y)
+            nce = [self._nce(*pair, flipped) for pair in zip(sources, translated)]
+        total = g_gan + sum(nce) / len(nce)
         self._update(1, total)
         self.D.requires_grad_(True)
-        return {"G_GAN": g_gan, "D_real": d_real, "D_fake": d_fake, "NCE": nce, "NCE_Y": nce_y, "G": total}
+        losses = {"G_GAN": g_gan, "D_real": d_real, "D_fake": d_fake, "G": total}
+        return losses | dict(zip(("NCE", "NCE_Y"), nce))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -79,11 +83,13 @@ class StockCUT:
         loss.backward()
         self.optimizers[which].step()
 
-    def _nce(self, source, translated: Tensor) -> Tensor:
-        """`source`: the image, or the maps made of it."""
+    def _nce(self, source: Tensor | Sequence[Tensor], translated: Tensor, flipped: bool) -> Tensor:
+        """`source`: the image, or the maps made of it. `flipped`: its mirror image was translated."""
         queries = self.G(translated, NCE_LAYERS, encode_only=True)
+        if flipped:
+            queries = [x.flip(-1) for x in queries]
         with torch.set_grad_enabled(not self.style.careful):
-            keys = source if self.style.careful else self.G(source, NCE_LAYERS, encode_only=True)
+            keys = self.G(source, NCE_LAYERS, encode_only=True) if isinstance(source, Tensor) else source
             places = [x.shape[2] * x.shape[3] for x in keys]
             ids = [torch.randperm(n, generator=self.patch_rng)[: self.config.num_patches] for n in places]
             ids = [at.to(self.device) for at in ids]
@@ -102,7 +108,9 @@ class StockCUT:
         return {"G": self.G, "D": self.D, "F": self.F}
 
 
-class Method(NamedTuple):
+class Variant(NamedTuple):
+    """A way to run CUT's step."""
+
     about: str
     build: Callable[[CUTConfig, torch.device], CUT | StockCUT]
     precision: str
@@ -112,20 +120,20 @@ def _stock(**style: bool) -> Callable[[CUTConfig, torch.device], StockCUT]:
     return lambda config, device: StockCUT(config, device, Style(**style))
 
 
-OURS, PUBLISHED = "ours", "published form"
-METHODS = {
-    OURS: Method("i2i's step on the fused operators, channels last, bfloat16 autocast", CUT, "bfloat16"),
-    "ours, float32": Method("the same without autocast", CUT, "float32"),
-    PUBLISHED: Method("the 2020 code's operators and order of work, eager float32 NCHW", _stock(), "float32"),
-    "eager bfloat16": Method("the same under bfloat16 autocast", _stock(), "bfloat16"),
-    "careful Python": Method(
+OURS, PUBLISHED, CAREFUL = "ours", "published form", "careful Python"
+CONTESTANTS: dict[str, Variant] = {
+    OURS: Variant("i2i's step on the fused operators, channels last, bfloat16 autocast", CUT, "bfloat16"),
+    "ours, float32": Variant("the same without autocast", CUT, "float32"),
+    PUBLISHED: Variant("the 2020 code's operators and order of work, eager float32 NCHW", _stock(), "float32"),
+    "eager bfloat16": Variant("the same under bfloat16 autocast", _stock(), "bfloat16"),
+    CAREFUL: Variant(
         "stock operators only, channels last, bfloat16 autocast: norm as batch norm of each sample, no in-place ReLU, "
         "padding outside autocast, blur in float32, bilinear x2, keys without graph and kept from the first pass, "
         "fused Adam",
         _stock(careful=True),
         "bfloat16",
     ),
-    "torch.compile": Method(
+    "torch.compile": Variant(
         "careful Python's networks through torch.compile, with blur as slices and ReLU as a maximum, which it "
         "vectorises better",
         _stock(careful=True, compiled=True),
@@ -136,8 +144,8 @@ METHODS = {
 
 def contestant(device: str, name: str, size: int, networks: dict[str, Any]) -> tuple[CUT | StockCUT, list[Tensor], int]:
     """What child.py measures: (model, batch, steps at a time)."""
-    method, place = METHODS[name], torch.device(device)
-    model = method.build(CUTConfig(crop_size=size, precision=method.precision, **networks), place)
+    variant, place = CONTESTANTS[name], torch.device(device)
+    model = variant.build(CUTConfig(crop_size=size, precision=variant.precision, **networks), place)
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(1, 3, size, size, generator=generator) * 2 - 1 for _ in range(2)]
     return model, [image.to(place) for image in images], 1

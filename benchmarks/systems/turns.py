@@ -1,4 +1,4 @@
-"""What the tables of whole training steps share: contestants in turn, a gate before the timing, the facts of a run.
+"""What the tables of whole training steps share: contestants in turn, and a gate before the timing.
 
 Each contestant lives in a process of its own (child.py) and steps when it is its turn: rounds are interleaved and
 peak memory is honest. Nothing is timed whose first losses and gradients do not agree with the published form's.
@@ -6,27 +6,23 @@ peak memory is honest. Nothing is timed whose first losses and gradients do not 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import datetime
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.engine import machine
 from benchmarks.engine.measure import spread
 from benchmarks.engine.progress import Progress
-from benchmarks.engine.report import SCHEMA
+from benchmarks.engine.work import Json
 
-Json = dict[str, Any]
 Rows = dict[str, Json]
 
 # Relative distance of the first step's gradients from the published form's in float32. Between two float32 forms it is
@@ -36,19 +32,19 @@ LOSS_LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
 COMMANDS = 3  # to each contestant besides those that are timed: the first step, peak, share
 
 
-class Entry(NamedTuple):
-    """One contestant: MODULE.contestant(device, **arguments), and whose limits it is held to."""
+class Contestant(NamedTuple):
+    """MODULE.contestant(device, **arguments), and whose limits it is held to."""
 
     module: str
     arguments: Json
     precision: str
 
 
-class Contestant:
+class Process:
     """A child process; every call is a command and waits for its answer. RuntimeError: it failed, or died."""
 
-    def __init__(self, entry: Entry, device: torch.device, log: Path):
-        arguments = [entry.module, str(device), json.dumps(entry.arguments)]
+    def __init__(self, contestant: Contestant, device: torch.device, log: Path):
+        arguments = [contestant.module, str(device), json.dumps(contestant.arguments)]
         root = str(machine.ROOT)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
         self.log = log  # a file: of a pipe that nobody empties, a talkative compiler would fill the 64 KB and wait
@@ -86,7 +82,7 @@ class Contestant:
 
 
 def measure(
-    entries: Mapping[str, Entry],
+    contestants: Mapping[str, Contestant],
     baseline: str,
     rounds: int,
     device: torch.device,
@@ -98,8 +94,8 @@ def measure(
     baseline: whose first step the others' are compared with. progress: gets rounds + COMMANDS steps for each
     contestant, shown after `label`.
     """
-    rows = {name: {"name": name, "status": "ok", "reason": "", "samples_s": []} for name in entries}
-    running: dict[str, Contestant] = {}
+    rows = {name: {"name": name, "status": "ok", "reason": "", "samples_s": []} for name in contestants}
+    running: dict[str, Process] = {}
     interrupted = False
 
     def ask(name: str, *command: object) -> Json:
@@ -116,13 +112,13 @@ def measure(
 
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # so that compile times are those of a first compilation
-        gradients = {name: Path(folder) / f"{i}.pt" for i, name in enumerate(entries)}
+        gradients = {name: Path(folder) / f"{i}.pt" for i, name in enumerate(contestants)}
         try:
-            for name, entry in entries.items():
+            for name, contestant in contestants.items():
                 progress.show(f"{label}{name}: start")
-                running[name] = Contestant(entry, device, gradients[name].with_suffix(".log"))
+                running[name] = Process(contestant, device, gradients[name].with_suffix(".log"))
                 rows[name] |= ask(name, "first", str(gradients[name]))  # which warms up, too
-            judge(rows, gradients, baseline, {name: entry.precision for name, entry in entries.items()})
+            judge(rows, gradients, baseline, {name: c.precision for name, c in contestants.items()})
             for name in [name for name in running if rows[name]["status"] != "ok"]:
                 running.pop(name).close()  # what is wrong is not timed
             for _ in range(rounds):
@@ -136,8 +132,8 @@ def measure(
             interrupted = True
             print("interrupted: reporting what was measured", file=sys.stderr)
         finally:
-            for contestant in running.values():
-                contestant.close()
+            for process in running.values():
+                process.close()
     for row in rows.values():
         if row["samples_s"]:
             row |= dict(zip(("p20_s", "median_s", "p80_s"), spread(row["samples_s"])))
@@ -167,40 +163,3 @@ def judge(rows: Rows, gradients: Mapping[str, Path], baseline: str, precisions: 
 def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     """Relative, in the 2-norm. 0 where both gradients are 0: of networks that had no update in the first step."""
     return float((got - want).norm() / want.norm().clamp(min=torch.finfo(want.dtype).tiny))
-
-
-class Run:
-    """When and of what code a run began, and not of an edit since."""
-
-    def __init__(self, module: str, device: torch.device):
-        self.module, self.device = module, device
-        self.start, self.provenance = time.perf_counter(), machine.provenance(device)
-
-    def result(self, rows: Sequence[Json], interrupted: bool, **more: object) -> Json:
-        """The whole result, as it goes into the JSON."""
-        return {
-            "schema": SCHEMA,
-            "kind": "CUDA time" if self.device.type == "cuda" else "CPU wall time",
-            "device": self.device.type,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": machine.command_line(self.module),
-            **more,
-            "seconds": time.perf_counter() - self.start,
-            "interrupted": interrupted,
-            "other_load": None,  # the contestants are other processes themselves
-            **self.provenance,
-            "rows": rows,
-        }
-
-
-def add_arguments(parser: argparse.ArgumentParser, rounds: int, files: str) -> None:
-    parser.add_argument("--rounds", type=_positive, default=rounds, help=f"turns of each contestant (default {rounds})")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--output", type=Path, help=f"folder for {files} (default runs/benchmarks/MACHINE)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, want a number >= 1")
-    return value

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks.engine import suite, suite_report
+from benchmarks.engine import report, suite
+from benchmarks.engine.gate import Gate
+from benchmarks.engine.work import Contestant
 from benchmarks.ops import contrastive, contrastive_cases
 from benchmarks.ops.contrastive import SUITE
 from benchmarks.ops.contrastive_cases import EAGER, FUSED, NAMES, Case, Work, cases, products_flops, work
@@ -17,18 +19,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("benchmarks.engine.measure.MIN_SAMPLE_MS", 0.2)
-    monkeypatch.setattr("kernels.keep_freed_memory", lambda: False)  # it would last for all tests of this process
+def small_maps(monkeypatch):
     monkeypatch.setattr(contrastive_cases, "CUT_MAPS", ((3, 9, 8), (5, 6, 7), (4, 5, 5), (4, 5, 5), (4, 5, 5)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float32) -> Case:
-    return Case(name, 2, 12, dtype, bank=20 if name == "patch_nce_bank" else 0)
+    # with few patches a loss is near 0, where bfloat16 has no digits: the published form would not pass as an oracle
+    patches = 256 if dtype == torch.bfloat16 and name.startswith("patch_nce") else 12
+    return Case(name, 2, patches, dtype, bank=20 * patches // 12 if name == "patch_nce_bank" else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,30 +45,31 @@ def test_every_contestant_computes_its_case(name, dtype):
 def test_a_wrong_contestant_fails_without_a_number():
     def wrong(case, device):
         given = work(case, device)
-        right = given.contestants[FUSED]
+        right = given.contestants[FUSED].function
 
         def off(*tensors):
             return [y * 1.01 for y in right(*tensors)]
 
-        return given._replace(contestants={EAGER: given.contestants[EAGER], FUSED: off})
+        return given._replace(contestants={EAGER: given.contestants[EAGER], FUSED: Contestant(off)})
 
     rows = list(suite.run(SUITE._replace(work=wrong), [tiny("patch_nce")], CPU, rounds=1))
     assert all(row["providers"][FUSED]["status"] == "FAIL" for row in rows)
     assert not any("median_ms" in row["providers"][FUSED] for row in rows)
-    summary = suite_report.summarise(SUITE, rows)
+    summary = report.summarise(SUITE, rows)
     assert len(summary["failures"]) == 2 and "result 0" in summary["failures"][0]["reason"]
 
 
 def test_gradients_are_judged():
-    given = work(tiny("patch_nce"), CPU)
-    exact, limits = suite.judged_by(tiny("patch_nce"), given)
-    assert len(exact) == len(limits) == 2  # the loss, the gradient of q
+    case = tiny("patch_nce")
+    given = work(case, CPU)
+    gate = Gate(case.label, case.dtype, given)
+    assert len(gate.limits) == 2  # the loss, the gradient of q
 
     def half(q, k):
-        return [y / 2 + y.detach() / 2 for y in given.contestants[FUSED](q, k)]
+        return [y / 2 + y.detach() / 2 for y in given.contestants[FUSED].function(q, k)]
 
-    verdict = suite.judge(given.copied(), half, True, exact, limits)
-    assert verdict["status"] == "FAIL" and verdict["reason"].startswith("result 1")
+    verdict = gate.judge(given.copied().call(half, True))
+    assert not verdict.passed and verdict.reason.startswith("result 1")
 
 
 def test_work_is_the_same_in_every_process():
@@ -94,7 +93,7 @@ def test_full_covers_what_is_documented():
 
 
 def test_command_line(monkeypatch, tmp_path, capsys):
-    chosen = SUITE._replace(cases=lambda full, names: [tiny(n) for n in NAMES if n in names])
+    chosen = SUITE._replace(cases=lambda full, names, shapes: [tiny(n) for n in NAMES if n in names])
     monkeypatch.setattr(cli, "SUITES", (chosen,))
     point = {"bank": 64, "peak_bytes": 2**20, "logits_bytes": 2**19}
     curve = [point | {"provider": name} for name in (EAGER, FUSED)]
@@ -113,14 +112,14 @@ def test_command_line(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's, of a picture with nothing in it
 def test_interruption_keeps_whole_rows(monkeypatch, tmp_path):
-    real = cli.run_suite
+    real = cli.run
 
     def interrupted(*arguments):
         yield next(real(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "SUITES", (SUITE._replace(cases=lambda full, names: [tiny("patch_nce")]),))
-    monkeypatch.setattr(cli, "run_suite", interrupted)
+    monkeypatch.setattr(cli, "SUITES", (SUITE._replace(cases=lambda full, names, shapes: [tiny("patch_nce")]),))
+    monkeypatch.setattr(cli, "run", interrupted)
     assert cli.main(["--op", "patch_nce", "--rounds", "1", "--device", "cpu", "--output", str(tmp_path)]) == 130
     result = json.loads((tmp_path / "contrastive.json").read_text())
     assert result["interrupted"] and len(result["rows"]) == 1

@@ -8,21 +8,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks.engine import suite, suite_report
-from benchmarks.engine.suite import EAGER, FUSED, Work
+from benchmarks.engine import report, suite
+from benchmarks.engine.gate import Gate
+from benchmarks.engine.work import EAGER, FUSED, Contestant, Work
 from benchmarks.ops.resample import CAREFUL, DOWN, NAMES, PAD, SUITE, UP, Case, cases, necessary_bytes, work
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("benchmarks.engine.measure.MIN_SAMPLE_MS", 0.2)
-    monkeypatch.setattr("kernels.keep_freed_memory", lambda: False)  # it would last for all tests of this process
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float32, channels_last: bool = False) -> Case:
@@ -31,7 +22,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, channels_last: bool = Fa
 
 def chosen(monkeypatch, *measured: Case) -> None:
     """These instead of the real cases."""
-    only = SUITE._replace(cases=lambda full, names: [case for case in measured if case.name in names])
+    only = SUITE._replace(cases=lambda full, names, shapes: [case for case in measured if case.name in names])
     monkeypatch.setattr(cli, "SUITES", (only,))
 
 
@@ -58,26 +49,27 @@ def test_a_wrong_contestant_fails_without_a_number():
         given = work(case, device)
 
         def off(x, filt):
-            return [y + 0.01 for y in given.contestants[FUSED](x, filt)]
+            return [y + 0.01 for y in given.contestants[FUSED].function(x, filt)]
 
-        return given._replace(contestants=given.contestants | {FUSED: off})
+        return given._replace(contestants=given.contestants | {FUSED: Contestant(off)})
 
     rows = list(suite.run(SUITE._replace(work=wrong), [tiny(UP)], CPU, rounds=1))
     assert all(row["providers"][FUSED]["status"] == "FAIL" for row in rows)
     assert not any({"median_ms", "percent_of_copy"} & row["providers"][FUSED].keys() for row in rows)
-    assert len(suite_report.summarise(SUITE, rows)["failures"]) == 2
+    assert len(report.summarise(SUITE, rows)["failures"]) == 2
 
 
 def test_gradients_are_judged():
-    given = work(tiny(DOWN), CPU)
-    exact, limits = suite.judged_by(tiny(DOWN), given)
-    assert [tuple(t.shape) for t in exact] == [(2, 5, 5, 4), (2, 5, 9, 7)]
+    case = tiny(DOWN)
+    given = work(case, CPU)
+    gate = Gate(case.label, case.dtype, given)
+    assert len(gate.limits) == 2  # the map, the gradient of x
 
     def half(x, filt):
-        return [y / 2 + y.detach() / 2 for y in given.contestants[FUSED](x, filt)]
+        return [y / 2 + y.detach() / 2 for y in given.contestants[FUSED].function(x, filt)]
 
-    verdict = suite.judge(given.copied(), half, True, exact, limits)
-    assert verdict["status"] == "FAIL" and verdict["reason"].startswith("result 1")
+    verdict = gate.judge(given.copied().call(half, True))
+    assert not verdict.passed and verdict.reason.startswith("result 1")
 
 
 def test_a_compiler_that_crashes_costs_its_cell(monkeypatch):
@@ -91,7 +83,7 @@ def test_a_compiler_that_crashes_costs_its_cell(monkeypatch):
         assert row["providers"][f"torch.compile, {name}"]["reason"] == "RuntimeError: no backend"
 
 
-def test_skip_leaves_out_by_the_beginning_of_a_name():
+def test_skip_of_torch_compile_leaves_out_all_that_it_compiles():
     (row, *_) = suite.run(SUITE, [tiny(UP)._replace(compiled=True)], CPU, 1, ["torch.compile", CAREFUL])
     assert set(row["providers"]) == {EAGER, FUSED}
 
@@ -132,14 +124,14 @@ def test_command_line(monkeypatch, tmp_path, capsys):
 
 
 def test_interruption_keeps_whole_rows(monkeypatch, tmp_path):
-    real = cli.run_suite
+    real = cli.run
 
     def interrupted(*arguments):
         yield next(real(*arguments))
         raise KeyboardInterrupt
 
     chosen(monkeypatch, tiny(PAD))
-    monkeypatch.setattr(cli, "run_suite", interrupted)
+    monkeypatch.setattr(cli, "run", interrupted)
     assert cli.main(["--op", PAD, "--rounds", "1", "--device", "cpu", "--output", str(tmp_path)]) == 130
     result = json.loads((tmp_path / "resample.json").read_text())
     assert result["interrupted"] and len(result["rows"]) == 1

@@ -1,6 +1,7 @@
 """Whole steps: that every contestant computes what CUT's published form does, and how the table is made."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 from benchmarks import steps
 from benchmarks.engine.progress import Progress
 from benchmarks.systems import step_report, turns
-from benchmarks.systems.stock_cut import METHODS, OURS, PUBLISHED, StockCUT, Style
+from benchmarks.systems.stock_cut import CAREFUL, CONTESTANTS, OURS, PUBLISHED, StockCUT, Style
 from i2i.methods.cut import CUT, CUTConfig
+from i2i.methods.fastcut import FastCUTConfig
 
 SMALL = {"ngf": 16, "ndf": 16, "generator": "resnet_6blocks", "num_patches": 64}
 TERMS = ("G_GAN", "D_real", "D_fake", "NCE", "NCE_Y", "G")
@@ -28,15 +30,24 @@ def first_step(model, dtype: torch.dtype) -> tuple[dict[str, float], torch.Tenso
     for net in model.networks.values():
         net.to(dtype)
     losses = model.step(*(x.to(dtype) for x in images(0)))
+    assert losses.keys() == set(TERMS) - ({"NCE_Y"} if not model.config.nce_idt else set())
     gradients = [p.grad.double().flatten() for net in model.networks.values() for p in net.parameters()]
-    return {name: float(losses[name].detach()) for name in TERMS}, torch.cat(gradients)
+    return {name: float(loss.detach()) for name, loss in losses.items()}, torch.cat(gradients)
 
 
-@pytest.mark.parametrize("style", [Style(), Style(careful=True), Style(careful=True, compiled=True)], ids=str)
-def test_stock_networks_compute_the_published_step(style, monkeypatch):
+STYLES = [Style(), Style(careful=True), Style(careful=True, compiled=True)]
+# FastCUT mirrors images in half the steps: in the first one with seed 0, not with seed 2
+CONFIGS = {"CUT": CUTConfig, "FastCUT": partial(FastCUTConfig, seed=2), "FastCUT, mirrored": FastCUTConfig}
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+@pytest.mark.parametrize("system", CONFIGS)
+def test_stock_networks_compute_the_published_step(system, style, monkeypatch):
     """In float64, where only a difference in what is computed can show. Ours takes the reference there."""
     monkeypatch.setattr(torch, "compile", lambda net, **_: net)  # the compiled style, uncompiled
-    config = CUTConfig(crop_size=48, **SMALL)
+    config = CONFIGS[system](crop_size=48, **SMALL)
+    mirrors = float(torch.rand((), generator=torch.Generator().manual_seed(config.seed))) < 0.5
+    assert system == "CUT" or mirrors == (system == "FastCUT, mirrored")
     losses, gradients = first_step(StockCUT(config, CPU, style), torch.float64)
     wanted, exact = first_step(CUT(config), torch.float64)
     assert losses == pytest.approx(wanted, rel=1e-6)  # the least-squares loss is taken in float32
@@ -77,11 +88,11 @@ def test_loss_curves_agree_as_well_as_those_of_two_reference_runs():
 
 
 def test_command_line(tmp_path, capsys):
-    skipped = [f"--skip={name}" for name in METHODS if name not in (OURS, PUBLISHED, "careful Python")]
+    skipped = [f"--skip={name}" for name in CONTESTANTS if name not in (OURS, PUBLISHED, CAREFUL)]
     assert steps.main(["--size", "64", "--rounds", "2", "--output", str(tmp_path), *skipped], SMALL) == 0
     result = json.loads((tmp_path / "step.json").read_text())
     rows = {row["name"]: row for row in result["rows"]}
-    assert list(rows) == [OURS, PUBLISHED, "careful Python"]
+    assert list(rows) == [OURS, PUBLISHED, CAREFUL]
     for row in rows.values():
         assert row["status"] == "ok" and len(row["samples_s"]) == 2 and row["peak_bytes"] > 2**27
         assert 0 < row["outside_convolutions"] < 1
@@ -101,7 +112,7 @@ def row(name: str, losses: dict[str, float], gradient: torch.Tensor, folder) -> 
 
 def judge(rows: dict[str, dict]) -> None:
     paths = {name: r["path"] for name, r in rows.items()}
-    turns.judge(rows, paths, PUBLISHED, {name: METHODS[name].precision for name in rows})
+    turns.judge(rows, paths, PUBLISHED, {name: CONTESTANTS[name].precision for name in rows})
 
 
 def test_wrong_gradients_and_losses_are_named(tmp_path):
@@ -119,9 +130,9 @@ def test_wrong_gradients_and_losses_are_named(tmp_path):
 
 
 def test_a_contestant_that_dies_costs_its_own_row(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "gone", METHODS[OURS])
-    entries = steps.contestants(["gone", PUBLISHED], 64, SMALL)
-    rows, interrupted = turns.measure(entries, PUBLISHED, 1, CPU, Progress(8))
+    monkeypatch.setitem(CONTESTANTS, "gone", CONTESTANTS[OURS])
+    chosen = steps.contestants(["gone", PUBLISHED], 64, SMALL)
+    rows, interrupted = turns.measure(chosen, PUBLISHED, 1, CPU, Progress(8))
     assert not interrupted and rows["gone"]["status"] == "error" and "KeyError: 'gone'" in rows["gone"]["reason"]
     assert rows[PUBLISHED]["status"] == "ok" and len(rows[PUBLISHED]["samples_s"]) == 1
 
@@ -142,7 +153,7 @@ def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(turns, "judge", interrupt)
-    skipped = [f"--skip={name}" for name in METHODS if name not in (OURS, PUBLISHED)]
+    skipped = [f"--skip={name}" for name in CONTESTANTS if name not in (OURS, PUBLISHED)]
     assert steps.main(["--size", "64", "--output", str(tmp_path), *skipped], SMALL) == 130
     assert "interrupted" in capsys.readouterr().err
     assert json.loads((tmp_path / "step.json").read_text())["interrupted"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks import zoo
-from benchmarks.ops.norm import FUSED
+from benchmarks.engine.work import FUSED
 from benchmarks.systems import zoo_report
+from benchmarks.systems.stock_cut import CAREFUL, PUBLISHED, StockCUT
 from benchmarks.systems.zoo_report import PLAIN
 from i2i.methods import METHODS
 
@@ -20,12 +21,15 @@ def test_every_method_takes_a_step_on_its_batch_either_way(name):
     """Losses are those of the same network before any update, or after one of its discriminator: a learning rate of
     2e-4 leaves 1e-4 of rounding there at most."""
     losses = {}
-    for provider, impl in zoo.IMPLS.items():
-        model, batch, turn = zoo.contestant("cpu", name, impl, "float32", METHODS[name].Config.SAMPLE)
+    for contestant in zoo.names(name):
+        model, batch, turn = zoo.contestant("cpu", name, contestant, "float32", METHODS[name].Config.SAMPLE)
         assert turn >= 1 and model.config.precision == "float32"
+        assert isinstance(model, StockCUT) == (contestant in (PUBLISHED, CAREFUL))
         torch.manual_seed(0)
-        losses[provider] = {term: float(loss) for term, loss in model.step(*batch).items()}
-    assert losses[FUSED] == pytest.approx(losses[PLAIN], rel=1e-4, abs=1e-5)
+        losses[contestant] = {term: float(loss.detach()) for term, loss in model.step(*batch).items()}
+    assert (len(losses) == 4) == (name in ("cut", "fastcut"))
+    for found in losses.values():
+        assert found == pytest.approx(losses[PLAIN], rel=1e-4, abs=1e-5)
 
 
 def test_batches_have_the_shapes_of_the_data_set():
@@ -55,7 +59,7 @@ def test_a_turn_begins_where_the_generators_are_updated_next(monkeypatch):
 
     monkeypatch.setitem(METHODS, "fastcut", Alternating)
     monkeypatch.setitem(zoo.CASES, "fastcut", zoo.Case(turn=5, changes=TINY | {"batch_size": 2}))
-    model, batch, turn = zoo.contestant("cpu", "fastcut", "auto", "float32", {"num_patches": 8})
+    model, batch, turn = zoo.contestant("cpu", "fastcut", FUSED, "float32", {"num_patches": 8})
     assert model.state == {"iteration": 4, "pool": 1} and turn == 5
     assert model.config.num_patches == 8 and [x.shape for x in batch] == [(2, 3, 32, 32)] * 2
 
@@ -63,19 +67,22 @@ def test_a_turn_begins_where_the_generators_are_updated_next(monkeypatch):
 def test_command_line(tmp_path, capsys):
     arguments = ["--methods", "fastcut", "--rounds", "2", "--precision", "bfloat16", "--output", str(tmp_path)]
     assert zoo.main(arguments, {"fastcut": TINY}) == 0
-    result = json.loads((tmp_path / "zoo.json").read_text())
+    result = json.loads((tmp_path / "zoo_bfloat16.json").read_text())
     (row,) = result["rows"]
-    fused, plain = row["providers"][FUSED], row["providers"][PLAIN]
+    assert list(row["providers"]) == [FUSED, PLAIN, PUBLISHED, CAREFUL]
+    fused, plain, published, _ = row["providers"].values()
     assert result["precision"] == "bfloat16" and row["method"] == "fastcut"
-    for r in (fused, plain):
+    for r in row["providers"].values():
         assert r["status"] == "ok" and len(r["samples_s"]) == 2 and r["peak_bytes"] > 2**27
         assert 0 < r["outside_convolutions"] < 1 and r["batch"] == [[1, 3, 32, 32]] * 2
     assert fused["speedup"] == pytest.approx(plain["median_s"] / fused["median_s"])
+    assert published["fused_speedup"] == pytest.approx(published["median_s"] / fused["median_s"])
     assert 0 < max(fused["gradient_distance"].values()) < 0.4 and set(plain["gradient_distance"].values()) == {0}
-    text = (tmp_path / "zoo.md").read_text()
-    assert "| fastcut | 1x3x32x32, 1x3x32x32 | " in text and "![steps](zoo.png)" in text and "* fastcut: G " in text
-    assert (tmp_path / "zoo.png").read_bytes().startswith(b"\x89PNG")
-    assert str(tmp_path / "zoo.md") in capsys.readouterr().out
+    text = (tmp_path / "zoo_bfloat16.md").read_text()
+    assert "| fastcut | 1x3x32x32, 1x3x32x32 | " in text and "![steps](zoo_bfloat16.png)" in text
+    assert "* fastcut: G " in text and f"* fastcut, {PUBLISHED}: G " in text and f"* **{CAREFUL}**: stock" in text
+    assert (tmp_path / "zoo_bfloat16.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "zoo_bfloat16.md") in capsys.readouterr().out
 
 
 def measured(seconds: float, **more: object) -> dict:
@@ -95,7 +102,7 @@ def test_losses_changes_and_turns_are_shown(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "zoo.md").read_text()
     assert "* cut: mean of 5 steps, which together update all networks, batch_size 4\n" in text
     assert "* pix2pix: mean" not in text
-    assert "## Losses (2)\n\n* cut: 0.50x\n* pix2pix: 0.50x\n" in text
+    assert "## Losses (2)\n\n* cut: 0.50x against plain torch\n* pix2pix: 0.50x against plain torch\n" in text
     assert "| **loss 0.50x** | 1.00 / 2.00 | 0.50 |" in text and "| **loss 0.50x** |" in capsys.readouterr().out
 
 
