@@ -44,13 +44,16 @@ def test_op(benchmark, case: Any, backward: bool, name: str) -> None:
         pytest.xfail(result["reason"])  # a baseline's defect, such as torch's own at N = 1 in channels_last
     assert result["status"] == "ok", result["reason"]
 
+    call = mine.timed(function, backward)
+
     def synchronised() -> None:
-        mine.call(function, backward)
+        call()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
     benchmark.group = f"{case.label} {MODES[backward]}"
     benchmark.extra_info |= {"provider": name, "device": DEVICE.type, "torch": torch.__version__}
-    benchmark(synchronised)
+    with torch.set_grad_enabled(backward):
+        benchmark(synchronised)
     if benchmark.stats is not None:  # None with --benchmark-disable
         benchmark.extra_info["gb_per_s"] = SUITE.necessary_bytes(case, backward) / benchmark.stats.stats.median / 1e9

@@ -63,7 +63,10 @@ class Gate:
         self.limits = [FACTOR * error + FLOOR[dtype] for error in errors]
 
     def judge(self, results: Sequence[torch.Tensor]) -> Verdict:
-        """`results`: outputs, and after them the gradients if there are any."""
+        """`results`: all outputs, and after them all gradients if there are any."""
+        counts = self._outputs, len(self._exact)
+        if len(results) not in counts:
+            return Verdict(False, [], f"{len(results)} results, want {counts[0]}, or {counts[1]} with gradients")
         errors = list(map(distance, results, self._exact))
         reasons = [
             f"{name}: relative error {error:.2g}, limit {limit:.2g}"

@@ -28,8 +28,8 @@ def where(result: Json) -> str:
 
 
 def speedups(suite: Suite, result: Json) -> bytes:
-    """Forward and backward: a panel per operator, a row of dots per case, one dot per baseline, right of 1 where fused
-    is faster. Forward rows are in the tables."""
+    """A row of panels per operator, forward and with the backward; a line of dots per case, one dot per baseline, right
+    of 1 where fused is faster. Beside a line: baselines with a wrong result, or none."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,51 +37,69 @@ def speedups(suite: Suite, result: Json) -> bytes:
     from matplotlib.lines import Line2D
 
     colours = dict(zip((n for n in suite.about if n not in (FUSED, INTO)), _COLOURS))
-    rows = [row for row in result["rows"] if row["mode"] == MODES[1]]
-    rows = [row for row in rows if any("fused_speedup" in r for r in row["providers"].values())]
-    title = f"Times faster, {MODES[1]}, fused against stock torch {result['versions']['torch']}: {where(result)}"
+    rows = [row for row in result["rows"] if any("fused_speedup" in r for r in row["providers"].values())]
+    title = f"Times faster, fused against stock torch {result['versions']['torch']}: {where(result)}"
     if not rows:  # a run interrupted early
         figure = pyplot.figure(figsize=(11, 1.6))
         figure.suptitle(f"{title}\nnothing measured")
         return png(figure)
-    names = [n for n in suite.operators if any(row["operator"] == n for row in rows)]
-    counts = [sum(row["operator"] == n for row in rows) for n in names]
+    cases = {n: list(dict.fromkeys(row_label(row) for row in rows if row["operator"] == n)) for n in suite.operators}
+    cases = {name: labels for name, labels in cases.items() if labels}
+    counts = [len(labels) for labels in cases.values()]
     figure, axes = pyplot.subplots(
-        len(names),
-        1,
-        figsize=(11, 1.6 + 0.28 * sum(counts) + 0.5 * len(names)),
+        len(cases),
+        2,
+        figsize=(14, 1.6 + 0.28 * sum(counts) + 0.5 * len(cases)),
         squeeze=False,
         sharex=True,
+        sharey="row",
         layout="constrained",
         gridspec_kw={"height_ratios": counts},
     )
-    for axis, name in zip(axes[:, 0], names):
-        mine = [row for row in rows if row["operator"] == name]
-        labels = [row_label(row).removeprefix(f"{name} ") for row in mine]
-        for y, row in enumerate(mine):
-            for baseline, r in row["providers"].items():
-                if "fused_speedup" in r:
-                    lost = r["loss"]
-                    colour = colours[baseline]
-                    axis.plot(
-                        r["fused_speedup"], y, "X" if lost else "o", ms=8, mfc=colour, mec=_LOSS if lost else colour
-                    )
-        axis.set_yticks(range(len(mine)), labels, fontsize=8)
-        axis.set_ylim(len(mine) - 0.5, -0.5)
-        axis.axvline(1, color="black", linewidth=1)
-        axis.set_xscale("log", base=2)
-        axis.set_title(name, loc="left", fontsize=10, fontweight="bold")
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
-        axis.tick_params(labelbottom=True, labelsize=8)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+    for panels, (name, labels) in zip(axes, cases.items()):
+        for axis, mode in zip(panels, MODES):
+            mine = [row for row in rows if row["operator"] == name and row["mode"] == mode]
+            for row in mine:
+                _dots(axis, labels.index(row_label(row)), row, colours)
+            axis.set_title(f"{name}, {mode}" if mine else f"{name}: no {mode}", loc="left", fontsize=10, weight="bold")
+            _dress(axis)
+        panels[0].set_yticks(range(len(labels)), [label.removeprefix(f"{name} ") for label in labels], fontsize=8)
+        panels[0].set_ylim(len(labels) - 0.5, -0.5)
     handles: list[Any] = [
         Line2D([], [], marker="o", color="none", mfc=colour, mec=colour, label=f"than {name}")
         for name, colour in colours.items()
         if any(name in row["providers"] for row in rows)
     ]
     handles.append(Line2D([], [], marker="X", color="none", mfc="white", mec=_LOSS, label="loss"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, title=title)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, title=title)
     return png(figure)
+
+
+def _dots(axis: Any, y: int, row: Json, colours: dict[str, str]) -> None:
+    for baseline, r in row["providers"].items():
+        if "fused_speedup" in r:
+            colour, lost = colours[baseline], r["loss"]
+            axis.plot(r["fused_speedup"], y, "X" if lost else "o", ms=8, mfc=colour, mec=_LOSS if lost else colour)
+    failed = [f"{name}: {r['status']}" for name, r in row["providers"].items() if r["status"] in ("FAIL", "error")]
+    axis.annotate(
+        "\n".join(failed),
+        (1, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color=_LOSS,
+        annotation_clip=False,
+    )
+
+
+def _dress(axis: Any) -> None:
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_xscale("log", base=2)
+    axis.grid(color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
+    axis.tick_params(labelbottom=True, labelsize=8)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)

@@ -22,7 +22,7 @@ def memory_curve(device: torch.device, full: bool) -> list[Json]:
         for name in (EAGER, FUSED):
             mine = given.copied()
             function = mine.contestants[name].function
-            peak = peak_bytes(lambda mine=mine, function=function: mine.call(function, True), True, device)
+            peak = peak_bytes(mine.timed(function, True), True, device)
             points.append({"bank": bank, "provider": name, "peak_bytes": peak, "logits_bytes": 4 * 256 * bank * 4})
     return points
 

@@ -57,6 +57,16 @@ def test_only_losses_may_be_wider_than_their_case(wide):
     assert verdict.passed == wide and ("want torch.bfloat16" in verdict.reason) != wide
 
 
+def test_a_missing_result_is_no_right_one():
+    def two(x):
+        return [x, 2 * x]
+
+    given = Work((torch.ones(4),), (0,), (torch.ones(4), torch.ones(4)), {EAGER: Contestant(two)})
+    judge = gate.Gate("two", torch.float32, given).judge
+    assert judge(two(torch.ones(4))).passed and judge([*two(torch.ones(4)), torch.full((4,), 3.0)]).passed
+    assert judge(two(torch.ones(4))[:1]).reason == "1 results, want 2, or 3 with gradients"
+
+
 def test_a_defect_of_the_published_form_widens_no_limit():
     """Only its float32 result is wrong here, as that of a stock operator with a defect would be."""
 
