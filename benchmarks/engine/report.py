@@ -1,4 +1,7 @@
-"""A suite's rows to a result: summary, JSON, Markdown, pictures, written atomically."""
+"""A suite's rows to a result: summary, JSON, Markdown, pictures, written atomically.
+
+In the JSON contestants are "providers", their name in the first version of the schema.
+"""
 
 from __future__ import annotations
 
@@ -136,25 +139,25 @@ def _row_table(suite: Suite, rows: Sequence[Json], device: str) -> list[str]:
     heads = ["case", "mode", "fused", suite.column[0], *names, "peak MiB", *extra, "rounds"]
     lines = _header(heads)
     for row in rows:
-        providers = row["providers"]
+        by_name = row["providers"]
         case = [row_label(row).removeprefix(f"{row['operator']} "), row["mode"]]
         if "error" in row:
             lines.append(_line([*case, "**error**", *["–"] * (len(heads) - 3)]))
             continue
         tail = []
         if compiled:
-            seconds = [f"{r['compile_seconds']:.0f}" for r in providers.values() if "compile_seconds" in r]
+            seconds = [f"{r['compile_seconds']:.0f}" for r in by_name.values() if "compile_seconds" in r]
             tail.append(", ".join(seconds) or "–")
         if device == "cuda":
-            tail.append(pair(providers, "wall_us_per_call", 1))
+            tail.append(pair(by_name, "wall_us_per_call", 1))
         lines.append(
             _line(
                 [
                     *case,
-                    cell(providers.get(FUSED)),
-                    _figure(providers, suite.column[1]),
-                    *(cell(providers.get(name)) for name in names),
-                    pair(providers, "peak_bytes", 2**20),
+                    cell(by_name.get(FUSED)),
+                    _figure(by_name, suite.column[1]),
+                    *(cell(by_name.get(name)) for name in names),
+                    pair(by_name, "peak_bytes", 2**20),
                     *tail,
                     f"{row['rounds']}, {row['rounds_disturbed']} disturbed{', **noisy**' if row['noisy'] else ''}",
                 ]
@@ -175,13 +178,13 @@ def cell(result: Json | None) -> str:
     return f"{text} **loss {ratio}**" if result["loss"] else f"{text} {ratio}"
 
 
-def _figure(providers: Json, key: str) -> str:
-    values = [f"{value:.0f}" if (value := providers.get(name, {}).get(key)) else "" for name in (FUSED, INTO)]
+def _figure(by_name: Json, key: str) -> str:
+    values = [f"{value:.0f}" if (value := by_name.get(name, {}).get(key)) else "" for name in (FUSED, INTO)]
     return (values[0] or "–") + (f" [{values[1]}]" if values[1] else "")
 
 
-def pair(providers: Json, key: str, unit: float) -> str:
-    values = [providers.get(name, {}).get(key) for name in (FUSED, EAGER)]
+def pair(by_name: Json, key: str, unit: float) -> str:
+    values = [by_name.get(name, {}).get(key) for name in (FUSED, EAGER)]
     return " / ".join("–" if value is None else f"{value / unit:.3g}" for value in values)
 
 

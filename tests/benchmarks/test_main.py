@@ -139,3 +139,10 @@ def test_rounds_are_those_of_the_help_in_every_suite(monkeypatch):
             cli.measure(suite, [], cli.parse(arguments), CPU)
         assert asked == [rounds] * len(cli.SUITES)
         asked.clear()
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["--device", "cuda", "--output", str(tmp_path / "new")]) == 2
+    assert "--device cuda: torch sees no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
