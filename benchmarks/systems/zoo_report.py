@@ -52,7 +52,7 @@ def _cells(row: Json, others: Sequence[str]) -> list[str]:
         ", ".join("x".join(map(str, shape)) for shape in fused.get("batch", ())) or "–",
         *map(_seconds, (fused, plain)),
         _ratio_cell(_ratio(row, PLAIN)),
-        *(" ".join(dict.fromkeys((_seconds(by_name.get(n)), _ratio_cell(_ratio(row, n))))) for n in others),
+        *(_against(row, name) for name in others),
         " / ".join(f"{r['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in r else "–" for r in by_name.values()),
         f"{fused['memory_of_plain']:.2f}" if "memory_of_plain" in fused else "–",
         " / ".join(
@@ -67,6 +67,11 @@ def _seconds(row: Json | None) -> str:
     if row["status"] != "ok":
         return f"**{row['status']}**"
     return seconds_cell(row) if "median_s" in row else "–"
+
+
+def _against(row: Json, name: str) -> str:
+    seconds, ratio = _seconds(row["providers"].get(name)), _ratio(row, name)
+    return seconds if ratio is None else f"{seconds} {_ratio_cell(ratio)}"
 
 
 def _table(rows: Sequence[Json]) -> list[str]:
