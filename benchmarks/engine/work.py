@@ -50,6 +50,7 @@ class Work(NamedTuple):
     contestants: dict[str, Contestant]
     names: tuple[str, ...] = ()  # of the outputs and gradients; () where they are numbered
     wide: bool = False  # outputs may be float32 in cases of another dtype, as losses are
+    sane: float = 0.0  # how far the published form may be from float64 in this case; 0: as far as anywhere (gate.SANE)
 
     def copied(self, dtype: torch.dtype | None = None, contiguous: bool = False) -> Work:
         """Fresh leaves, in the same memory format or contiguous, of another dtype if given."""

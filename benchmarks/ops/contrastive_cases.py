@@ -144,14 +144,14 @@ def work(case: Case, device: torch.device) -> Work:
     if case.name in ("patch_nce", "patch_nce_layers"):
         layers = 5 if case.name == "patch_nce_layers" else 1
         tensors, wanted = tuple(t for _ in range(layers) for t in pair()), tuple(range(0, 2 * layers, 2))
-        return Work(tensors, wanted, _one(device), _losses(case.compiled), wide=True)
+        return Work(tensors, wanted, _one(device), _losses(case.compiled), wide=True, sane=_sane(case))
     if case.name == "patch_nce_bank":
         functions = {
             EAGER: lambda q, k, bank: [bank_loss(normalize(q), normalize(k), normalize(bank)).mean()],
             FUSED: lambda q, k, bank: [kernels.patch_nce_loss(q, k, negatives=bank, normalize=True)],
         }
         tensors = (*pair(), randn(case.bank, WIDTH))
-        return Work(tensors, (0,), _one(device), contestants(functions, case.compiled), wide=True)
+        return Work(tensors, (0,), _one(device), contestants(functions, case.compiled), wide=True, sane=_sane(case))
     if case.name == "monce_log_weight":
         tensors = tuple(F.normalize(t, dim=-1) for _ in range(5) for t in pair())
         grads = tuple(randn(case.batch, case.patches, case.patches) for _ in range(5))
@@ -161,6 +161,12 @@ def work(case: Case, device: torch.device) -> Work:
         }
         return Work(tensors, tuple(range(0, 10, 2)), grads, contestants(functions, case.compiled))
     return _maps(case, device, randn, generator)
+
+
+def _sane(case: Case) -> float:
+    """In bfloat16 gradients of the published PatchNCE at T = 0.07 are 12 % off at 256 patches and 51 % at 64, where the
+    loss is near 0: rows rounded to 8 bits, divided by 0.07. (The fused ones are 0.3 % off there.)"""
+    return 0.6 if case.dtype == torch.bfloat16 else 0.0
 
 
 def _one(device: torch.device) -> tuple[Tensor, ...]:
@@ -235,7 +241,7 @@ def _maps(case: Case, device: torch.device, randn, generator: torch.Generator) -
 
     wanted = (*range(5), *range(10, 30))
     tensors = (*sources, *targets, *weights)
-    return Work(tensors, wanted, _one(device), contestants({EAGER: eager, FUSED: fused}), wide=True)
+    return Work(tensors, wanted, _one(device), contestants({EAGER: eager, FUSED: fused}), wide=True, sane=_sane(case))
 
 
 def products_flops(case: Case, backward: bool) -> int:

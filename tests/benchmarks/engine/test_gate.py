@@ -57,6 +57,18 @@ def test_only_losses_may_be_wider_than_their_case(wide):
     assert verdict.passed == wide and ("want torch.bfloat16" in verdict.reason) != wide
 
 
+def test_a_result_of_zeros_passes_no_gate():
+    """Not even where the published form is half wrong, as PatchNCE's gradients in bfloat16 are."""
+
+    def coarse(x):
+        return [x * (1 if x.dtype == torch.float64 else 1.55)]
+
+    given = Work((torch.ones(4),), (0,), (torch.ones(4),), {EAGER: Contestant(coarse)}, sane=0.6)
+    judge = gate.Gate("coarse", torch.float32, given).judge
+    assert judge(given.copied().call(coarse, True)).passed
+    assert judge([torch.ones(4), torch.zeros(4)]).reason == "result 1: relative error 1, limit 0.75"
+
+
 def test_a_missing_result_is_no_right_one():
     def two(x):
         return [x, 2 * x]
