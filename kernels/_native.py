@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from kernels._build import LEVELS, SOURCES, find_or_build
+from kernels._build import LEVELS, ROOMS, SOURCES, find_or_build
 from kernels._cache import MODULE, Build, BuildError, cache_root
 
 __all__ = [
@@ -70,8 +71,28 @@ def _find() -> ModuleType | str:
             else "deleting its folder builds it anew"
         )
         return f"the built library does not load: {error} ({way_out})"
+    why = _difference(module)
+    if why:
+        return why
     _build = build
     return module
+
+
+def _difference(module: ModuleType) -> str:
+    """The first argument that a launch_cpu.py passes in another place than the library reads it; empty if there is
+    none. They are plain integers: two that had changed places would be a write to a wrong address, not an error."""
+    for room in ROOMS:
+        launcher = importlib.import_module(f"kernels.{room}.launch_cpu")
+        for function, passed in launcher.ARGUMENTS.items():
+            read = getattr(getattr(module, function, None), "__doc__", None) or ""
+            pairs = itertools.zip_longest(passed.split(), read.split(), fillvalue="no argument")
+            for at, (ours, theirs) in enumerate(pairs, 1):
+                if ours != theirs:
+                    return (
+                        f"csrc/cpu/{room}/bind.cpp does not read what kernels/{room}/launch_cpu.py passes to "
+                        f"{function}: argument {at} is {ours} in Python and {theirs} in C++"
+                    )
+    return ""
 
 
 def load() -> ModuleType:

@@ -1,4 +1,4 @@
-"""Tensors to addresses and sizes for the C++ losses (csrc/cpu/nce.cpp). No autograd, no checks of arguments.
+"""Tensors to addresses and sizes for the C++ losses (csrc/cpu/nce). No autograd, no checks of arguments.
 
 Where q wants a gradient the forward pass computes that of a row gradient of 1 along with the loss, while the tile of
 logits is in cache: two products instead of the three of recomputing. The backward pass then scales its rows. Gradients
@@ -13,6 +13,16 @@ from kernels._native import DTYPE_CODES, load, pointer
 from kernels.nce.spec import Layer, Spec, new_gradients, new_rows
 
 Tensor = torch.Tensor
+
+# The arguments of each C++ function, in order, by the names of csrc/cpu/nce/bind.cpp; compared when the library loads.
+# Those in brackets are passed for every layer.
+_CALL = "dtype temperature normalize decoupled"  # as _call returns them
+_WEIGHTS = " ".join(f"{weight}.{name}" for weight in ("log_weight", "similarity_weight") for name in "pbij")
+_LAYER = f"q k bank b s m c shared {_WEIGHTS}"  # as _layer returns them
+ARGUMENTS = {
+    "nce_forward": f"{_CALL} loss stats [ {_LAYER} unit ]",
+    "nce_backward": f"{_CALL} grad stats [ {_LAYER} unit_in grad_q grad_k grad_bank grad_log_weight ]",
+}
 
 
 def _dense(layer: Layer) -> Layer:
@@ -41,7 +51,7 @@ def _layer(layer: Layer) -> list[int]:
 
 
 def _call(layers: list[Layer], spec: Spec) -> list:
-    return [len(layers), DTYPE_CODES[layers[0].q.dtype], spec.temperature, spec.normalize, spec.decoupled]
+    return [DTYPE_CODES[layers[0].q.dtype], spec.temperature, spec.normalize, spec.decoupled]
 
 
 def forward(layers: list[Layer], spec: Spec, need_q: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:

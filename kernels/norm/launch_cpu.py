@@ -1,4 +1,4 @@
-"""Tensors to addresses and sizes for the C++ operators (csrc/cpu/norm.cpp). No autograd, no checks of arguments."""
+"""Tensors to addresses and sizes for the C++ operators (csrc/cpu/norm). No autograd, no checks of arguments."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import torch
 from kernels._layout import dense, is_channels_last
 from kernels._native import DTYPE_CODES, load, pointer
 from kernels.norm.spec import Spec, new_output, new_stats
+
+# The arguments of each C++ function, in order, by the names of csrc/cpu/norm/bind.cpp; compared when the library loads.
+_PROBLEM = "x stats n c h w channels_last dtype form"  # as _problem returns them
+_OPTIONS = "scale shift per_sample offset activation slope pad"  # as _options does
+_RESIDUAL = "residual residual_n residual_c residual_h"  # as _residual does
+ARGUMENTS = {
+    "norm_forward": f"{_PROBLEM} {_OPTIONS} eps y {_RESIDUAL}",
+    "norm_backward": f"{_PROBLEM} {_OPTIONS} grad grad_x grad_residual grad_scale grad_shift",
+    "moments": f"{_PROBLEM} eps",
+    "moments_backward": f"{_PROBLEM} grad_mean grad_std grad_x",
+}
 
 
 def _problem(x: torch.Tensor, stats: torch.Tensor, form: int, channels_last: bool) -> tuple:

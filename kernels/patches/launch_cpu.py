@@ -1,4 +1,4 @@
-"""Tensors to addresses and strides for the C++ operators (csrc/cpu/patches.cpp). No autograd, no argument checks."""
+"""Tensors to addresses and strides for the C++ operators (csrc/cpu/patches). No autograd, no argument checks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from kernels._native import DTYPE_CODES, load
 from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
 
 Tensor = torch.Tensor
+
+# The arguments of each C++ function, in order, by the names of csrc/cpu/patches/bind.cpp; compared when the library
+# loads. Those in brackets are passed for every map.
+_MAP = "map rows ids n c p w sn sc sh sw dtype unique zero"  # as _arguments returns them
+ARGUMENTS = {"patches_gather": f"[ {_MAP} ]", "patches_scatter": f"[ {_MAP} ]"}
 
 
 def _arguments(x: Tensor, strides: Strides, rows: Tensor, ids: Tensor, unique: bool, fill: int) -> tuple:

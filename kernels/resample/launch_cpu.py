@@ -1,4 +1,4 @@
-"""Tensors to addresses and tables for the C++ operators (csrc/cpu/resample.cpp). No autograd, no argument checks."""
+"""Tensors to addresses and tables for the C++ operators (csrc/cpu/resample). No autograd, no argument checks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from kernels._layout import dense
 from kernels.resample.spec import Spec, Taps, new_output, tables
 
 Tensor = torch.Tensor
+
+# The arguments of the C++ function, in order, by the names of csrc/cpu/resample/bind.cpp; compared when the library
+# loads.
+_AXIS = ("first", "index", "weight", "outputs", "low", "groups", "phases", "step")  # as _axis returns them
+ARGUMENTS = {
+    "resample": " ".join(
+        ["x y n c channels_last dtype sn sc sh", *(f"{axis}.{name}" for axis in ("rows", "columns") for name in _AXIS)]
+    )
+}
 
 
 def _axis(taps: Taps) -> tuple[int, ...]:

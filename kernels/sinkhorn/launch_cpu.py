@@ -1,4 +1,4 @@
-"""Tensors to addresses and sizes for the C++ operators (csrc/cpu/sinkhorn.cpp). No autograd, no checks of arguments."""
+"""Tensors to addresses and sizes for the C++ operators (csrc/cpu/sinkhorn). No autograd, no checks of arguments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from kernels._native import DTYPE_CODES, load, pointer
 from kernels.sinkhorn.spec import new_potentials
 
 Tensor = torch.Tensor
+
+# The arguments of each C++ function, in order, by the names of csrc/cpu/sinkhorn/bind.cpp; compared when the library
+# loads.
+_PROBLEM = "problems s m iterations dtype log_kernel potentials"
+ARGUMENTS = {"sinkhorn_forward": f"{_PROBLEM} log_plan", "sinkhorn_backward": f"{_PROBLEM} grad grad_log_kernel"}
 
 
 def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Tensor, Tensor | None]:

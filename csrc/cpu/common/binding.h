@@ -8,6 +8,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <new>
+#include <string>
+#include <vector>
+
 #include "nce/nce.h"
 #include "norm/norm.h"
 #include "patches/patches.h"
@@ -29,37 +33,29 @@ extern PyMethodDef norm_methods[], nce_methods[], patches_methods[], resample_me
 int64_t threads();                                                                 // torch's thread count
 void parallel(int64_t count, int64_t grain, void* context, ParallelBody body);  // on torch's thread pool
 
-// Reads positional arguments in order; the first failure sticks.
+// Reads the arguments of a call in order; the first failure sticks. A function of a room lists its arguments once, in a
+// lambda that both Reader and Names run: what READ(a.x, a.n) names is what it reads.
 struct Reader {
   PyObject* const* args;
   Py_ssize_t left;
   bool ok = true;
-  PyObject* next() {
-    if (left <= 0) {
-      if (ok) PyErr_SetString(PyExc_TypeError, "too few arguments");
-      ok = false;
-      return Py_None;
-    }
-    --left;
-    return *args++;
+  template <class... T>
+  void read(const char*, T&... fields) {
+    (take(fields), ...);
   }
-  int64_t integer() {
-    PyObject* o = next();
-    if (!ok) return 0;
-    const int64_t v = PyLong_AsLongLong(o);
-    if (v == -1 && PyErr_Occurred()) ok = false;
-    return v;
-  }
-  float real() {
-    PyObject* o = next();
-    if (!ok) return 0;
-    const double v = PyFloat_AsDouble(o);
-    if (v == -1.0 && PyErr_Occurred()) ok = false;
-    return (float)v;
-  }
-  template <class T>
-  T* pointer() {
-    return (T*)(uintptr_t)integer();
+  // A group of arguments for each of `items`, up to the last argument.
+  template <class T, class F>
+  void each(std::vector<T>& items, F f) {
+    do {
+      try {
+        items.push_back(T{});
+      } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+        ok = false;
+        return;
+      }
+      f(*this, items.back());
+    } while (ok && left > 0);
   }
   // ok, unless arguments are left over
   bool done() {
@@ -69,7 +65,77 @@ struct Reader {
     }
     return ok;
   }
+
+ private:
+  PyObject* next() {
+    if (left <= 0) {
+      if (ok) PyErr_SetString(PyExc_TypeError, "too few arguments");
+      ok = false;
+      return Py_None;
+    }
+    --left;
+    return *args++;
+  }
+  void take(int64_t& v) {
+    PyObject* o = next();
+    v = 0;
+    if (!ok) return;
+    v = PyLong_AsLongLong(o);
+    if (v == -1 && PyErr_Occurred()) ok = false;
+  }
+  void take(float& v) {
+    PyObject* o = next();
+    v = 0;
+    if (!ok) return;
+    const double d = PyFloat_AsDouble(o);
+    v = (float)d;
+    if (d == -1.0 && PyErr_Occurred()) ok = false;
+  }
+  template <class T>
+  void take(T*& p) {
+    int64_t v;
+    take(v);
+    p = (T*)(uintptr_t)v;
+  }
 };
+
+// Writes down the names of the arguments in the order in which they are read, a repeated group in brackets. They become
+// the docstring of the function; kernels/_native.py compares them with ARGUMENTS of the room's launch_cpu.py when it
+// loads the library, for two integers in each other's place would be a write to a wrong address.
+struct Names {
+  std::string text;
+  template <class... T>
+  void read(const char* fields, T&...) {  // "a.x, a.rows.first" adds "x rows.first"
+    for (const char* at = fields; *at; at += strspn(at, ", ")) {
+      const std::string field(at, strcspn(at, ","));
+      add(field.substr(field.find('.') + 1));
+      at += field.size();
+    }
+  }
+  template <class T, class F>
+  void each(std::vector<T>&, F f) {
+    T one = {};
+    add("[");
+    f(*this, one);
+    add("]");
+  }
+
+ private:
+  void add(const std::string& word) { text += text.empty() ? word : " " + word; }
+};
+
+#define READ(...) r.read(#__VA_ARGS__, __VA_ARGS__)
+
+template <class Args, class F>
+const char* names(F read) {
+  static const std::string text = [&] {
+    Names r;
+    Args a = {};
+    read(r, a);
+    return r.text;
+  }();
+  return text.c_str();
+}
 
 // Calls f(args, parallel) without the GIL; f returns 0, or 1 when scratch memory could not be had.
 template <class Args>
@@ -83,4 +149,5 @@ PyObject* finish(Reader& r, const Args& a, int (*f)(const Args&, ParallelFor)) {
   Py_RETURN_NONE;
 }
 
-#define FAST(name) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, nullptr}
+// The entry of a function in its room's table: `Args` and `read` as the function uses them.
+#define FAST(name, Args, read) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, names<Args>(read)}

@@ -1,92 +1,65 @@
 // Python arguments to NceArgs: see kernels/nce/launch_cpu.py.
 #include "common/binding.h"
 
-#include <stdlib.h>
-
 namespace {
 
-struct Call {  // owns the layers
+struct Call {
   NceArgs a = {};
-  ~Call() { free(a.layers); }
+  std::vector<NceLayer> layers;
 };
 
-NceWeight weight(Reader& r) {
-  NceWeight w;
-  w.p = r.pointer<const float>();
-  w.b = r.integer();
-  w.i = r.integer();
-  w.j = r.integer();
-  return w;
+// What every function begins with.
+void options(auto& r, NceArgs& a) { READ(a.dtype, a.temperature, a.normalize, a.decoupled); }
+
+void inputs(auto& r, NceLayer& l) {
+  READ(l.q, l.k, l.bank, l.b, l.s, l.m, l.c, l.shared);
+  READ(l.log_weight.p, l.log_weight.b, l.log_weight.i, l.log_weight.j);
+  READ(l.similarity_weight.p, l.similarity_weight.b, l.similarity_weight.i, l.similarity_weight.j);
 }
 
-// Returns whether there is memory for the layers; `each` reads what follows the inputs of a layer.
-template <class F>
-bool read(Reader& r, NceArgs& a, F results, void (*each)(Reader&, NceLayer&)) {
-  a.count = r.integer();
-  a.dtype = r.integer();
-  a.temperature = r.real();
-  a.normalize = r.integer();
-  a.decoupled = r.integer();
-  a.threads = threads();
-  results();
-  if (!r.ok || a.count < 1 || a.count > r.left) return r.ok = false;
-  a.layers = (NceLayer*)calloc((size_t)a.count, sizeof(NceLayer));
-  if (!a.layers) return r.ok = false;
-  for (int64_t i = 0; i < a.count; ++i) {
-    NceLayer& l = a.layers[i];
-    l.q = r.pointer<const void>();
-    l.k = r.pointer<const void>();
-    l.bank = r.pointer<const void>();
-    l.b = r.integer();
-    l.s = r.integer();
-    l.m = r.integer();
-    l.c = r.integer();
-    l.shared = r.integer();
-    l.log_weight = weight(r);
-    l.similarity_weight = weight(r);
-    each(r, l);
-    a.rows += l.b * l.s;
-  }
-  return r.ok;
-}
+constexpr auto read_forward = [](auto& r, Call& c) {
+  NceArgs& a = c.a;
+  options(r, a);
+  READ(a.loss, a.stats);
+  r.each(c.layers, [](auto& r, NceLayer& l) {
+    inputs(r, l);
+    READ(l.unit);
+  });
+};
+constexpr auto read_backward = [](auto& r, Call& c) {
+  NceArgs& a = c.a;
+  options(r, a);
+  READ(a.grad, a.stats);
+  r.each(c.layers, [](auto& r, NceLayer& l) {
+    inputs(r, l);
+    READ(l.unit_in, l.grad_q, l.grad_k, l.grad_bank, l.grad_log_weight);
+  });
+};
 
-PyObject* call(Reader& r, const NceArgs& a, int (*f)(const NceArgs&, ParallelFor)) {
-  if (!r.ok && !PyErr_Occurred()) return PyErr_NoMemory();
-  return finish(r, a, f);
+PyObject* run(Reader& r, Call& c, int (*f)(const NceArgs&, ParallelFor)) {
+  c.a.threads = threads();
+  c.a.layers = c.layers.data();
+  c.a.count = (int64_t)c.layers.size();
+  for (const NceLayer& l : c.layers) c.a.rows += l.b * l.s;
+  return finish(r, c.a, f);
 }
 
 PyObject* nce_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Reader r{args, count};
   Call c;
-  read(
-      r, c.a,
-      [&] {
-        c.a.loss = r.pointer<float>();
-        c.a.stats = r.pointer<float>();
-      },
-      [](Reader& r, NceLayer& l) { l.unit = r.pointer<float>(); });
-  return call(r, c.a, tables.nce.forward);
+  read_forward(r, c);
+  return run(r, c, tables.nce.forward);
 }
 
 PyObject* nce_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Reader r{args, count};
   Call c;
-  read(
-      r, c.a,
-      [&] {
-        c.a.grad = r.pointer<const float>();
-        c.a.stats = r.pointer<float>();
-      },
-      [](Reader& r, NceLayer& l) {
-        l.unit_in = r.pointer<const float>();
-        l.grad_q = r.pointer<void>();
-        l.grad_k = r.pointer<void>();
-        l.grad_bank = r.pointer<void>();
-        l.grad_log_weight = r.pointer<float>();
-      });
-  return call(r, c.a, tables.nce.backward);
+  read_backward(r, c);
+  return run(r, c, tables.nce.backward);
 }
 
 }  // namespace
 
-PyMethodDef nce_methods[] = {FAST(nce_forward), FAST(nce_backward), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef nce_methods[] = {FAST(nce_forward, Call, read_forward),
+                             FAST(nce_backward, Call, read_backward),
+                             {nullptr, nullptr, 0, nullptr}};

@@ -1,24 +1,18 @@
 // Python arguments to PatchesArgs: see kernels/patches/launch_cpu.py.
 #include "common/binding.h"
 
-#include <vector>
-
 namespace {
+
+constexpr auto read_maps = [](auto& r, std::vector<PatchMap>& maps) {
+  r.each(maps, [](auto& r, PatchMap& m) {
+    READ(m.map, m.rows, m.ids, m.n, m.c, m.p, m.w, m.sn, m.sc, m.sh, m.sw, m.dtype, m.unique, m.zero);
+  });
+};
 
 PyObject* call(PyObject* const* args, Py_ssize_t count, int (*f)(const PatchesArgs&, ParallelFor)) {
   Reader r{args, count};
   std::vector<PatchMap> maps;
-  while (r.ok && r.left > 0) {
-    PatchMap m = {};
-    m.map = r.pointer<void>();
-    m.rows = r.pointer<void>();
-    m.ids = r.pointer<const int64_t>();
-    for (int64_t* size : {&m.n, &m.c, &m.p, &m.w, &m.sn, &m.sc, &m.sh, &m.sw}) *size = r.integer();
-    m.dtype = r.integer();
-    m.unique = r.integer();
-    m.zero = r.integer();
-    maps.push_back(m);
-  }
+  read_maps(r, maps);
   return finish(r, PatchesArgs{maps.data(), (int64_t)maps.size()}, f);
 }
 
@@ -31,4 +25,6 @@ PyObject* patches_scatter(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 }  // namespace
 
-PyMethodDef patches_methods[] = {FAST(patches_gather), FAST(patches_scatter), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef patches_methods[] = {FAST(patches_gather, std::vector<PatchMap>, read_maps),
+                                 FAST(patches_scatter, std::vector<PatchMap>, read_maps),
+                                 {nullptr, nullptr, 0, nullptr}};

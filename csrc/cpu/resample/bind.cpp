@@ -1,30 +1,23 @@
 // Python arguments to ResampleArgs: see kernels/resample/launch_cpu.py.
 #include "common/binding.h"
 
-#include <initializer_list>
-
 namespace {
 
-ResampleAxis axis(Reader& r) {
-  ResampleAxis a;
-  a.first = r.pointer<const int32_t>();
-  a.index = r.pointer<const int32_t>();
-  a.weight = r.pointer<const float>();
-  for (int64_t* number : {&a.outputs, &a.low, &a.groups, &a.phases, &a.step}) *number = r.integer();
-  return a;
-}
+constexpr auto read_arguments = [](auto& r, ResampleArgs& a) {
+  READ(a.x, a.y, a.n, a.c, a.channels_last, a.dtype, a.sn, a.sc, a.sh);
+  READ(a.rows.first, a.rows.index, a.rows.weight);
+  READ(a.rows.outputs, a.rows.low, a.rows.groups, a.rows.phases, a.rows.step);
+  READ(a.columns.first, a.columns.index, a.columns.weight);
+  READ(a.columns.outputs, a.columns.low, a.columns.groups, a.columns.phases, a.columns.step);
+};
 
 PyObject* resample(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Reader r{args, count};
-  ResampleArgs a;
-  a.x = r.pointer<const void>();
-  a.y = r.pointer<void>();
-  for (int64_t* number : {&a.n, &a.c, &a.channels_last, &a.dtype, &a.sn, &a.sc, &a.sh}) *number = r.integer();
-  a.rows = axis(r);
-  a.columns = axis(r);
+  ResampleArgs a = {};
+  read_arguments(r, a);
   return finish(r, a, tables.resample.apply);
 }
 
 }  // namespace
 
-PyMethodDef resample_methods[] = {FAST(resample), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef resample_methods[] = {FAST(resample, ResampleArgs, read_arguments), {nullptr, nullptr, 0, nullptr}};

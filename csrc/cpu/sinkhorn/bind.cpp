@@ -3,33 +3,34 @@
 
 namespace {
 
-void problem(Reader& r, SinkhornArgs& a) {  // what every function begins with
-  a.problems = r.integer();
-  a.s = r.integer();
-  a.m = r.integer();
-  a.iterations = r.integer();
-  a.dtype = r.integer();
-  a.log_kernel = r.pointer<const void>();
-  a.potentials = r.pointer<float>();
-}
+// What every function begins with.
+void problem(auto& r, SinkhornArgs& a) { READ(a.problems, a.s, a.m, a.iterations, a.dtype, a.log_kernel, a.potentials); }
+
+constexpr auto read_forward = [](auto& r, SinkhornArgs& a) {
+  problem(r, a);
+  READ(a.log_plan);
+};
+constexpr auto read_backward = [](auto& r, SinkhornArgs& a) {
+  problem(r, a);
+  READ(a.grad, a.grad_log_kernel);
+};
 
 PyObject* sinkhorn_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Reader r{args, count};
   SinkhornArgs a = {};
-  problem(r, a);
-  a.log_plan = r.pointer<void>();
+  read_forward(r, a);
   return finish(r, a, tables.sinkhorn.forward);
 }
 
 PyObject* sinkhorn_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Reader r{args, count};
   SinkhornArgs a = {};
-  problem(r, a);
-  a.grad = r.pointer<const void>();
-  a.grad_log_kernel = r.pointer<void>();
+  read_backward(r, a);
   return finish(r, a, tables.sinkhorn.backward);
 }
 
 }  // namespace
 
-PyMethodDef sinkhorn_methods[] = {FAST(sinkhorn_forward), FAST(sinkhorn_backward), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef sinkhorn_methods[] = {FAST(sinkhorn_forward, SinkhornArgs, read_forward),
+                                  FAST(sinkhorn_backward, SinkhornArgs, read_backward),
+                                  {nullptr, nullptr, 0, nullptr}};
