@@ -19,8 +19,8 @@ from kernels import _commands, _guard, _native
 
 IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
 
-# What an operator has unless it says otherwise, and for which dtypes the fused ones; float64 takes the reference.
-FUSED_IMPLS = ("reference", "cpu", "triton")
+# What every operator has, and for which dtypes the fused ones; float64 takes the reference.
+EXISTING_IMPLS = ("reference", "cpu", "triton")
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -40,7 +40,7 @@ def _said(error: Exception) -> str:
 
 
 @functools.cache
-def triton_reason() -> str:
+def why_no_triton() -> str:
     """Why triton cannot run here; empty when it can."""
     try:
         import triton
@@ -65,7 +65,7 @@ def interpreting() -> bool:
 
 
 @functools.cache
-def cpu_reason() -> str:
+def why_no_cpu() -> str:
     """Why the C++ operators cannot run here; empty when they can. Builds them at the first call."""
     try:
         _native.load()
@@ -74,30 +74,24 @@ def cpu_reason() -> str:
     return ""
 
 
-def reason(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
-    """Why `impl` cannot take such tensors; empty when it can. `offered`, `dtypes`: what the operator has, for what."""
+def why_not(impl: str, device: str, dtype: torch.dtype) -> str:
+    """Why `impl` cannot take such tensors; empty when it can."""
     if impl == "reference":
         return ""
-    if impl not in offered:
-        return f"this operator has no {impl} implementation (it has: {', '.join(offered)})"
-    if dtype not in dtypes:
-        return f"it computes {', '.join(str(d).removeprefix('torch.') for d in dtypes)}, not {dtype}"
+    if impl not in EXISTING_IMPLS:
+        return f"this operator has no {impl} implementation (it has: {', '.join(EXISTING_IMPLS)})"
+    if dtype not in FUSED_DTYPES:
+        return f"it computes {', '.join(str(d).removeprefix('torch.') for d in FUSED_DTYPES)}, not {dtype}"
     if impl == "cpu":
-        return f"the tensors are on {device}" if device != "cpu" else cpu_reason()
-    if triton_reason():
-        return triton_reason()
+        return f"the tensors are on {device}" if device != "cpu" else why_no_cpu()
+    if why_no_triton():
+        return why_no_triton()
     if device != "cuda" and not (device == "cpu" and interpreting()):
         return f"the tensors are on {device}"
     return ""
 
 
-def choose(
-    impl: str,
-    *tensors: torch.Tensor | None,
-    names: Sequence[str] = ("x",),
-    offered: Sequence[str] = FUSED_IMPLS,
-    dtypes: Sequence[torch.dtype] = FUSED_DTYPES,
-) -> str:
+def choose(impl: str, *tensors: torch.Tensor | None, names: Sequence[str] = ("x",)) -> str:
     """The implementation to run on `tensors`: all of a call, the first of which says device and dtype. `names`: what
     messages call them.
 
@@ -112,7 +106,7 @@ def choose(
     if why:
         return _without_addresses(impl, why)
     x = tensors[0]
-    return _resolve(impl, x.device, x.dtype, offered, dtypes)
+    return _resolve(impl, x.device, x.dtype)
 
 
 _chosen: dict[tuple, str] = {}
@@ -120,13 +114,11 @@ _chosen: dict[tuple, str] = {}
 
 # A constant to torch.compile, which runs this while it traces: inside are a build, files and the environment.
 @torch.compiler.assume_constant_result
-def _resolve(
-    impl: str, device: torch.device, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]
-) -> str:
-    key = (impl, device, dtype, offered)
+def _resolve(impl: str, device: torch.device, dtype: torch.dtype) -> str:
+    key = (impl, device, dtype)
     found = _chosen.get(key)
     if found is None:
-        found = _chosen[key] = _decide(impl, device.type, dtype, offered, dtypes)
+        found = _chosen[key] = _decide(impl, device.type, dtype)
     return found
 
 
@@ -149,18 +141,18 @@ def _named(impl: str) -> tuple[str, str]:
     return name, f"KERNELS_IMPL={name}"
 
 
-def _decide(impl: str, device: str, dtype: torch.dtype, offered: Sequence[str], dtypes: Sequence[torch.dtype]) -> str:
+def _decide(impl: str, device: str, dtype: torch.dtype) -> str:
     impl, asked = _named(impl)
     if impl != "auto":
-        why = reason(impl, device, dtype, offered, dtypes)
+        why = why_not(impl, device, dtype)
         if why:
             raise BackendUnavailable(f"{asked} cannot run: {why}")
         return impl
     wanted = {"cpu": "cpu", "cuda": "triton"}.get(device, "reference")
-    why = reason(wanted, device, dtype, offered, dtypes)
+    why = why_not(wanted, device, dtype)
     if not why:
         return wanted
-    if dtype in dtypes and wanted in offered:
+    if dtype in FUSED_DTYPES:
         warnings.warn(
             f"kernels: using the reference on {device}, which is slower: {why}. "
             "kernels.backend_report() says what this machine can run.",
@@ -178,7 +170,7 @@ def launcher(room: str, impl: str) -> types.ModuleType:
 
 def _cpu_lines() -> list[str]:
     try:
-        why = cpu_reason()
+        why = why_no_cpu()
     except ValueError as error:  # KERNELS_CPU_ISA
         why = str(error)
     if why:
@@ -191,8 +183,8 @@ def _cpu_lines() -> list[str]:
 
 
 def _triton_line() -> str:
-    if triton_reason():
-        return f"triton     unavailable: {triton_reason()}"
+    if why_no_triton():
+        return f"triton     unavailable: {why_no_triton()}"
     import triton
 
     try:

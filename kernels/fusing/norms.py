@@ -89,9 +89,9 @@ def _implementation(model: nn.Module) -> str:
     like = next(model.parameters(), None)
     device = like.device.type if like is not None else "cpu"
     if device == "cuda":
-        why, active = backends.triton_reason(), "triton"
+        why, active = backends.why_no_triton(), "triton"
     elif device == "cpu":
-        why, active = backends.cpu_reason(), "cpu"
+        why, active = backends.why_no_cpu(), "cpu"
     else:
         why, active = f"no kernels for {device}", ""
     return f"on {device} the reference runs, no gain to expect ({why})" if why else f"{active} kernels run on {device}"

@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
 def isa(request):
     """Every instruction set this machine runs, in turn."""
     if not LEVELS:
-        pytest.fail(f"the C++ operators did not build: {backends.cpu_reason()}")
+        pytest.fail(f"the C++ operators did not build: {backends.why_no_cpu()}")
     before = _native.selected_isa()
     _native.select_isa(request.param)
     yield request.param

@@ -10,7 +10,7 @@ from kernels import _native, backends
 
 # The instruction sets this machine runs; empty where the C++ operators did not build, which the `isa` fixture reports.
 # KERNELS_TEST_ISA=best leaves the best one, as `make check` does.
-LEVELS = [] if backends.cpu_reason() else _native.load().supported()
+LEVELS = [] if backends.why_no_cpu() else _native.load().supported()
 if os.environ.get("KERNELS_TEST_ISA") == "best":
     LEVELS = LEVELS[-1:]
 
