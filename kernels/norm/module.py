@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from kernels import backends
-from kernels._checks import FLOATING, check_activation, check_count, check_norm_input, check_padding
+from kernels._checks import FLOATING, check_count
 from kernels._dtypes import wide
 from kernels._tools import NotScriptable, as_leaf
 from kernels.norm import reference
-from kernels.norm.op import _spec, adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
-from kernels.norm.spec import ACTIVATIONS, INSTANCE
+from kernels.norm.checks import as_spec, check_activation, check_input, check_padding
+from kernels.norm.op import adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
+from kernels.norm.spec import INSTANCE, centred
 
 Tensor = torch.Tensor
 
@@ -34,7 +35,7 @@ class _Epilogue(NotScriptable):
     impl: str
 
     def _set_epilogue(self, activation: str, negative_slope: float, padding: int, impl: str) -> None:
-        check_activation(activation, negative_slope, ACTIVATIONS)
+        check_activation(activation, negative_slope)
         check_count("padding", padding, least=0)
         self.activation = activation
         self.negative_slope = float(negative_slope)
@@ -109,7 +110,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         if by_batch and self.running_mean is None:
             options = dict(activation=activation, negative_slope=negative_slope, padding=padding, impl=self.impl)
             return instance_norm(x, self.weight, self.bias, eps=self.eps, residual=residual, **options)
-        spec = _spec(INSTANCE, x, self.eps, 0.0, activation, negative_slope, residual, padding)
+        spec = as_spec(INSTANCE, x, self.eps, 0.0, activation, negative_slope, residual, padding)
         if not by_batch:
             if self.running_mean is None:
                 raise ValueError("running_mean: got None, want a tensor: track_running_stats is True, in eval mode")
@@ -117,7 +118,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
             return reference.normalise_with(
                 x, self.running_mean, self.running_var, self.weight, self.bias, residual, spec
             )
-        check_norm_input("instance_norm", x, per_plane=True)
+        check_input("instance_norm", x, per_plane=True)
         names = ("x", "weight", "bias", "residual")
         impl = backends.choose(self.impl, x, self.weight, self.bias, residual, names=names)
         y, stats = norm_with_stats(x, self.weight, self.bias, residual, spec, impl)
@@ -139,7 +140,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
             return
         n = x.shape[2] * x.shape[3]
         if stats is None:
-            d, mean = reference.centred(wide(x), (2, 3))
+            d, mean = centred(wide(x), (2, 3))
             mean, var = mean.mean((0, 2, 3)), d.square().mean((2, 3)).mean(0)
         else:
             mean, var = (stats[0] + stats[1]).mean(0), stats[2].mean(0)

@@ -12,11 +12,12 @@ import functools
 import torch
 
 from kernels import _guard, backends
-from kernels._checks import check_activation, check_finite, check_flag, check_matches, check_norm_input, check_padding
-from kernels._dtypes import in_autocast, no_autocast
+from kernels._checks import check_flag
+from kernels._dtypes import no_autocast
 from kernels._layout import dense, is_channels_last
 from kernels.norm import reference
-from kernels.norm.spec import ACTIVATIONS, INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output, new_stats
+from kernels.norm.checks import as_spec, check_alpha, check_input, check_matches, check_per_sample, check_style
+from kernels.norm.spec import INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec, new_output, new_stats
 
 Tensor = torch.Tensor
 
@@ -221,11 +222,11 @@ def instance_norm(
         TypeError, ValueError: an argument of the wrong kind, dtype, device or shape; planes of one element.
         kernels.BackendUnavailable: `impl` names an implementation that cannot run.
     """
-    check_norm_input("instance_norm", x, per_plane=True)
+    check_input("instance_norm", x, per_plane=True)
     channels = (x.shape[1],)
     check_matches("weight", weight, channels, x, any_float=True)
     check_matches("bias", bias, channels, x, any_float=True)
-    spec = _spec(INSTANCE, x, eps, 0.0, activation, negative_slope, residual, padding)
+    spec = as_spec(INSTANCE, x, eps, 0.0, activation, negative_slope, residual, padding)
     chosen = backends.choose(impl, x, weight, bias, residual, names=("x", "weight", "bias", "residual"))
     return norm_with_stats(x, weight, bias, residual, spec, chosen)[0]
 
@@ -250,13 +251,11 @@ def adaptive_instance_norm(
     scale) * x_hat with `unit_offset`. MUNIT's decoder passes the first C columns of its MLP as shift and the next C
     as scale.
     """
-    check_norm_input("adaptive_instance_norm", x, per_plane=True)
+    check_input("adaptive_instance_norm", x, per_plane=True)
     check_flag("unit_offset", unit_offset)
-    for name, value in (("scale", scale), ("shift", shift)):
-        if value is None:
-            raise TypeError(f"{name}: got None, want a tensor of shape (N, C) = {tuple(x.shape[:2])}")
-        check_matches(name, value, tuple(x.shape[:2]), x, any_float=True)
-    spec = _spec(INSTANCE, x, eps, float(unit_offset), activation, negative_slope, residual, padding)
+    check_per_sample("scale", scale, x)
+    check_per_sample("shift", shift, x)
+    spec = as_spec(INSTANCE, x, eps, float(unit_offset), activation, negative_slope, residual, padding)
     chosen = backends.choose(impl, x, scale, shift, residual, names=("x", "scale", "shift", "residual"))
     return norm_with_stats(x, scale, shift, residual, spec, chosen)[0]
 
@@ -277,21 +276,12 @@ def adain(content: Tensor, style: Tensor, *, alpha: float = 1.0, eps: float = 1e
     Returns:
         shape, dtype and memory format of content. Differentiable in content and style.
     """
-    check_norm_input("adain", content, per_plane=True, name="content")
-    check_norm_input("adain", style, per_plane=True, name="style")
-    if style.shape[:2] != content.shape[:2]:
-        raise ValueError(
-            f"style: got shape {tuple(style.shape)}, want the content's first two sizes {tuple(content.shape[:2])}"
-        )
-    if style.dtype != content.dtype and not in_autocast(content.device.type):
-        raise TypeError(f"style: got {style.dtype}, want the content's {content.dtype}")
-    if style.device != content.device:
-        raise ValueError(f"style: got device {style.device}, want the content's {content.device}")
-    check_finite("alpha", alpha)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: got {alpha}, want a number in [0, 1]")
+    check_input("adain", content, per_plane=True, name="content")
+    check_input("adain", style, per_plane=True, name="style")
+    check_style(style, content)
+    check_alpha(alpha)
     alpha = float(alpha)
-    spec = _spec(INSTANCE_UNBIASED, content, eps, 0.0, "none", 0.2, None, 0)
+    spec = as_spec(INSTANCE_UNBIASED, content, eps, 0.0, "none", 0.2, None, 0)
     chosen = backends.choose(impl, content, style, names=("content", "style"))
     if style.dtype == torch.float64 != content.dtype:
         style = style.float()
@@ -324,21 +314,10 @@ def munit_layer_norm(
     None. Where a sample is constant, its deviation has gradient 0. Other arguments, result and errors as in
     `instance_norm`.
     """
-    check_norm_input("munit_layer_norm", x, per_plane=False)
+    check_input("munit_layer_norm", x, per_plane=False)
     channels = (x.shape[1],)
     check_matches("gamma", gamma, channels, x, any_float=True)
     check_matches("beta", beta, channels, x, any_float=True)
-    spec = _spec(LAYER_STD, x, eps, 0.0, activation, negative_slope, residual, padding)
+    spec = as_spec(LAYER_STD, x, eps, 0.0, activation, negative_slope, residual, padding)
     chosen = backends.choose(impl, x, gamma, beta, residual, names=("x", "gamma", "beta", "residual"))
     return norm_with_stats(x, gamma, beta, residual, spec, chosen)[0]
-
-
-def _spec(form, x, eps, offset, activation, negative_slope, residual, padding) -> Spec:
-    check_finite("eps", eps)
-    if eps < 0:
-        raise ValueError(f"eps: got {eps}, want a number >= 0")
-    check_activation(activation, negative_slope, ACTIVATIONS)
-    check_padding(padding, x)
-    check_matches("residual", residual, tuple(x.shape), x, any_float=in_autocast(x.device.type))
-    padding = padding if isinstance(padding, int) else int(padding)  # a symbolic one stays what it is
-    return Spec(form, float(eps), offset, ACTIVATIONS.index(activation), float(negative_slope), padding)
