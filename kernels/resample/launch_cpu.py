@@ -8,7 +8,8 @@ import torch
 
 from kernels import _native
 from kernels._layout import dense
-from kernels.resample.spec import Spec, Taps, new_output, tables
+from kernels.resample.spec import Spec, new_output
+from kernels.resample.taps import Taps, tables
 
 Tensor = torch.Tensor
 

@@ -14,7 +14,8 @@ import torch
 from kernels._layout import dense
 from kernels._triton import cdiv, on, pow2
 from kernels.resample import triton_kernels
-from kernels.resample.spec import Spec, Taps, new_output, tables
+from kernels.resample.spec import Spec, new_output
+from kernels.resample.taps import Taps, tables
 
 Tensor = torch.Tensor
 

@@ -15,7 +15,8 @@ from kernels import _guard, backends
 from kernels._layout import is_channels_last
 from kernels.resample import reference
 from kernels.resample.checks import as_padding, check_filter_size, check_planes, check_room
-from kernels.resample.spec import DOWN, PAD, UP, Spec, margins, new_output
+from kernels.resample.spec import DOWN, PAD, UP, Spec, new_output
+from kernels.resample.taps import margins
 
 Tensor = torch.Tensor
 

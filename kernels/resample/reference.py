@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from kernels._dtypes import no_autocast, wide
 from kernels._layout import dense, is_channels_last
-from kernels.resample.spec import DOWN, PAD, Spec, margins
+from kernels.resample.spec import DOWN, PAD, Spec
+from kernels.resample.taps import binomial
 
 Tensor = torch.Tensor
-
-
-def binomial(size: int) -> Tensor:
-    """The filter of CUT's Downsample, (size, size), sum 1, float32, on the CPU: exact up to size 7."""
-    row = torch.tensor([float(math.comb(size - 1, t)) for t in range(size)], device="cpu")
-    return torch.outer(row, row) / 4.0 ** (size - 1)
 
 
 def _transposed(grad: Tensor, spec: Spec) -> Tensor:
@@ -39,16 +32,17 @@ def resample(x: Tensor, spec: Spec) -> Tensor:
 
 
 def _resample(x: Tensor, spec: Spec) -> Tensor:
-    (top, bottom), (left, right) = margins(spec.kind, spec.rows), margins(spec.kind, spec.columns)
     if x.numel() == 0:  # torch mirrors, convolves and interpolates no maps without channels, but it pads them
         height, width = spec.output
         return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
     if spec.kind == PAD:
-        return F.pad(x, (left, right, top, bottom), mode="reflect")
+        return F.pad(x, (*spec.columns, *spec.rows), mode="reflect")
     given = wide(x)
     if spec.kind == DOWN:
-        given = F.pad(given, (left, right, top, bottom), mode="reflect")
+        size = spec.rows[0]  # of both axes
+        before, behind = (size - 1) // 2, size // 2  # not taps.margins: an error there must show here
+        given = F.pad(given, (before, behind, before, behind), mode="reflect")
         channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]  # ONNX: a filter of one shape
-        weight = binomial(spec.rows[0]).to(given).expand(channels, 1, -1, -1)
+        weight = binomial(size).to(given).expand(channels, 1, -1, -1)
         return F.conv2d(given, weight, stride=2, groups=channels).to(x.dtype)
     return F.interpolate(given, scale_factor=2, mode="bilinear", align_corners=False).to(x.dtype)

@@ -11,7 +11,7 @@
 namespace KERNELS_ISA {
 namespace {
 
-constexpr int kMostTaps = 7;  // of one output on one axis: MOST_TAPS of spec.py
+constexpr int kMostTaps = 7;  // of one output on one axis: MOST_TAPS of kernels/resample/taps.py
 
 template <class T>
 struct Tap {

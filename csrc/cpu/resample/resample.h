@@ -3,7 +3,7 @@
 
 #include "common/parallel.h"
 
-// The taps of one axis: see Taps in kernels/resample/spec.py.
+// The taps of one axis: see Taps in kernels/resample/taps.py.
 struct ResampleAxis {
   const int32_t *first, *index;
   const float* weight;

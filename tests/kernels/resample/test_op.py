@@ -9,7 +9,7 @@ from support.resample_cases import CASES, PADS, UP, down, planes
 from torch import nn
 
 import kernels
-from kernels.resample import spec
+from kernels.resample import spec, taps
 
 X = torch.zeros(2, 4, 6, 5)
 
@@ -51,7 +51,7 @@ def test_transposed_is_the_transposed_matrix():
 def test_one_place_writes_the_tables():
     """Every output's taps sum to 1, borders included; the transposed table holds the same entries."""
     for kind, parameters in ((spec.PAD, (2, 3)), (spec.DOWN, (5, 0)), (spec.UP, (0, 0))):
-        plain, transposed = (spec.taps(kind, parameters, 11, t) for t in (False, True))
+        plain, transposed = (taps.table(kind, parameters, 11, t) for t in (False, True))
         for j in range(plain.outputs):
             assert plain.weight[plain.first[j] : plain.first[j + 1]].sum() == 1
         matrix, other = (dense(t, n) for t, n in ((plain, 11), (transposed, plain.outputs)))
