@@ -11,8 +11,9 @@ import functools
 import torch
 
 from kernels import _guard, backends
-from kernels._checks import check_count, check_tensor
+from kernels._checks import check_count
 from kernels.sinkhorn import reference
+from kernels.sinkhorn.checks import check_log_kernel
 from kernels.sinkhorn.spec import new_potentials
 
 Tensor = torch.Tensor
@@ -103,11 +104,7 @@ def sinkhorn(log_kernel: Tensor, iterations: int = 50, *, impl: str = "auto") ->
         TypeError, ValueError: an argument of the wrong kind, dtype or shape.
         kernels.BackendUnavailable: `impl` names an implementation that cannot run.
     """
-    check_tensor("log_kernel", log_kernel, "(B, S, M) or (S, M)")
-    if log_kernel.dim() not in (2, 3):
-        raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want (B, S, M) or (S, M)")
-    if 0 in log_kernel.shape[-2:]:
-        raise ValueError(f"log_kernel: got shape {tuple(log_kernel.shape)}, want at least one element a problem")
+    check_log_kernel(log_kernel)
     check_count("iterations", iterations)
     iterations = int(iterations)
     chosen = backends.choose(impl, log_kernel, names=("log_kernel",))
