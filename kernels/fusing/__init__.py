@@ -1,4 +1,6 @@
 """`kernels.fuse`: this library's operators inside models that nobody here wrote."""
 
-from kernels.fusing.model import FuseReport as FuseReport
-from kernels.fusing.model import fuse as fuse
+from kernels.fusing.model import fuse
+from kernels.fusing.report import FuseReport
+
+__all__ = ["FuseReport", "fuse"]

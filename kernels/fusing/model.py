@@ -1,40 +1,17 @@
-"""Drop-in replacement inside models that nobody here wrote."""
+"""`fuse`: goes through a model that nobody here wrote, and replaces what can be replaced."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from kernels import backends
-from kernels.fusing import resampling, sequential
-from kernels.fusing.classes import derive, untouched
+from kernels.fusing import norms, resampling, sequential
+from kernels.fusing.report import FuseReport, place
 from kernels.norm.module import InstanceNorm2d
 from kernels.resample import ReflectionPad2d
-
-
-@dataclass
-class FuseReport:
-    """What `fuse` has done to a model, in all its calls: (module name, text) pairs. `str(report)` is the readable form.
-
-    `replaced` are the modules that compute by this library, `merged` those that a Sequential computes in the call of
-    the norm before them. No module is in both.
-    """
-
-    replaced: list[tuple[str, str]] = field(default_factory=list)
-    left: list[tuple[str, str]] = field(default_factory=list)
-    implementation: str = ""
-    merged: list[tuple[str, str]] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        counts = f"{len(self.replaced)} replaced, {len(self.merged)} merged, {len(self.left)} left"
-        lines = [f"kernels.fuse: {counts}; {self.implementation}"]
-        lines += [f"  {name or '(the model itself)'}: {what}" for name, what in self.replaced + self.merged]
-        lines += [f"  {name or '(the model itself)'}: left, {why}" for name, why in self.left]
-        return "\n".join(lines)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -78,7 +55,7 @@ def fuse(model: nn.Module) -> nn.Module:
         _replace(name, module, report)
     for name, module in _modules(model):
         if isinstance(module, nn.Sequential):
-            _merge(name, module, report)
+            sequential.merge(name, module, report)
     merged = {name for name, _ in report.merged}
     report.replaced = [(name, what) for name, what in report.replaced if name not in merged]
     model.fuse_report = report
@@ -105,14 +82,7 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         yield name, module  # which may make it a fused blur
         if isinstance(module, torch.jit.ScriptModule) or resampling.is_fused_blur(module):
-            wholes.append(_place(name, ""))
-
-
-def _place(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
-
-
-# ---- one module ------------------------------------------------------------------------------------------------------
+            wholes.append(place(name, ""))
 
 
 def _replace(name: str, module: nn.Module, report: FuseReport) -> None:
@@ -123,11 +93,9 @@ def _replace(name: str, module: nn.Module, report: FuseReport) -> None:
     elif type(module) in (InstanceNorm2d, ReflectionPad2d):
         what = type(module).__name__ if "_fused" in vars(module) else ""  # else its author put it there
     elif type(module) is nn.InstanceNorm2d:
-        what, why = "InstanceNorm2d", _why_not_norm(module)
+        what, why = "InstanceNorm2d", norms.why_not_norm(module)
         if not why:
-            # The class changes and the object stays: whoever holds the module, its parameters or its hooks still does.
-            module.__class__ = InstanceNorm2d
-            module._set_epilogue("none", 0.2, 0, "auto")
+            norms.become_norm(module)
             module._fused = True
     elif type(module) is nn.ReflectionPad2d:
         what, why = "ReflectionPad2d", resampling.why_not_pad(module)
@@ -135,7 +103,7 @@ def _replace(name: str, module: nn.Module, report: FuseReport) -> None:
             resampling.become_pad(module)
             module._fused = True
     elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        why = _why_left(module)
+        why = norms.why_left(module)
     elif resampling.is_fused_blur(module):
         what = resampling.blur_name(module)
     elif resampling.looks_like_blur(module):
@@ -145,68 +113,3 @@ def _replace(name: str, module: nn.Module, report: FuseReport) -> None:
         report.left.append((name, f"{what}: {why}" if what else why))
     elif what:
         report.replaced.append((name, what))
-
-
-def _why_not_norm(norm: nn.InstanceNorm2d) -> str:
-    if "forward" in vars(norm):
-        return "its forward was replaced on the object"
-    if type(norm.eps) not in (float, int) or not 0 <= norm.eps < math.inf:
-        return f"eps={norm.eps!r}, want a finite float >= 0"
-    taken = [key for key in ("activation", "negative_slope", "padding", "impl") if hasattr(norm, key)]
-    return f"it has an attribute `{taken[0]}` of its own" if taken else ""
-
-
-def _why_left(norm: nn.Module) -> str:
-    if isinstance(norm, (nn.InstanceNorm1d, nn.InstanceNorm3d)):
-        return f"{type(norm).__name__}: only InstanceNorm2d has a fused module"
-    if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
-        return f"{type(norm).__name__}: not initialised yet; run the model once, then fuse"
-    return f"{type(norm).__name__} is a subclass of InstanceNorm2d and may compute something else"
-
-
-# ---- runs of modules -------------------------------------------------------------------------------------------------
-
-
-def _merge(name: str, sequence: nn.Sequential, report: FuseReport) -> None:
-    """Lets `sequence` run together what may, and reports what will and what might have."""
-    keys, layers = list(sequence._modules), list(sequence._modules.values())
-    merged, left = [], []
-    for at, norm in enumerate(layers):
-        if type(norm) is not InstanceNorm2d:
-            continue
-        run = sequential.run_at(layers, at)
-        count = run.count if run else 0
-        for key, module in zip(keys[at + 1 : at + 1 + count], layers[at + 1 :]):
-            what = f"{type(module).__name__} merged into {_place(name, keys[at])}"
-            merged.append((_place(name, key), what))
-        if at + 1 + count < len(layers):
-            key, module = keys[at + 1 + count], layers[at + 1 + count]
-            why = _why_apart(norm, module, count)
-            if why:
-                left.append((_place(name, key), why))
-    if not merged or isinstance(sequence, sequential.FusedSequential):
-        report.merged += merged
-        report.left += left
-        return
-    own = any(getattr(type(sequence), key) is not getattr(nn.Sequential, key) for key in ("forward", "__iter__"))
-    why = "this Sequential has a forward of its own" if own else derive(sequence, sequential.FusedSequential)
-    if why:
-        report.left.append((name, f"activations and paddings not merged: {why}"))
-        return
-    report.merged += merged
-    report.left += left
-
-
-def _why_apart(norm: InstanceNorm2d, module: nn.Module, merged: int) -> str:
-    """Of a module behind a norm and the `merged` ones: why it is not merged, if one could expect it; else empty."""
-    kinds = (nn.ReLU, nn.LeakyReLU, ReflectionPad2d) if not merged else (ReflectionPad2d,)
-    if type(module) not in kinds or norm.padding:
-        return ""
-    kind = type(module).__name__
-    if "forward" in vars(norm) or "forward" in vars(module):
-        return f"{kind}: its forward or that of the norm before it was replaced on the object"
-    if not untouched(norm) or not untouched(module):
-        return f"{kind}: a hook watches it or the norm before it"
-    if type(module) is nn.LeakyReLU and norm.activation == "none":
-        return f"{kind}: negative_slope={module.negative_slope!r}, want a finite float"
-    return ""

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from kernels.fusing.classes import Derived, untouched
+from kernels.fusing.classes import Derived, derive, untouched
+from kernels.fusing.report import FuseReport, place
 from kernels.norm.module import InstanceNorm2d
 from kernels.resample import ReflectionPad2d
 
@@ -82,3 +83,48 @@ def joins_as_padding(module: nn.Module, impl: str) -> bool:
         return False
     sides = module.padding
     return type(sides) is tuple and type(sides[0]) is int and sides[0] > 0 and sides == (sides[0],) * 4
+
+
+def merge(name: str, sequence: nn.Sequential, report: FuseReport) -> None:
+    """Lets `sequence` run together what may, and reports what will and what might have."""
+    keys, layers = list(sequence._modules), list(sequence._modules.values())
+    merged, left = [], []
+    for at, norm in enumerate(layers):
+        if type(norm) is not InstanceNorm2d:
+            continue
+        run = run_at(layers, at)
+        count = run.count if run else 0
+        for key, module in zip(keys[at + 1 : at + 1 + count], layers[at + 1 :]):
+            what = f"{type(module).__name__} merged into {place(name, keys[at])}"
+            merged.append((place(name, key), what))
+        if at + 1 + count < len(layers):
+            key, module = keys[at + 1 + count], layers[at + 1 + count]
+            why = _why_apart(norm, module, count)
+            if why:
+                left.append((place(name, key), why))
+    if not merged or isinstance(sequence, FusedSequential):
+        report.merged += merged
+        report.left += left
+        return
+    own = any(getattr(type(sequence), key) is not getattr(nn.Sequential, key) for key in ("forward", "__iter__"))
+    why = "this Sequential has a forward of its own" if own else derive(sequence, FusedSequential)
+    if why:
+        report.left.append((name, f"activations and paddings not merged: {why}"))
+        return
+    report.merged += merged
+    report.left += left
+
+
+def _why_apart(norm: InstanceNorm2d, module: nn.Module, merged: int) -> str:
+    """Of a module behind a norm and the `merged` ones: why it is not merged, if one could expect it; else empty."""
+    kinds = (nn.ReLU, nn.LeakyReLU, ReflectionPad2d) if not merged else (ReflectionPad2d,)
+    if type(module) not in kinds or norm.padding:
+        return ""
+    kind = type(module).__name__
+    if "forward" in vars(norm) or "forward" in vars(module):
+        return f"{kind}: its forward or that of the norm before it was replaced on the object"
+    if not untouched(norm) or not untouched(module):
+        return f"{kind}: a hook watches it or the norm before it"
+    if type(module) is nn.LeakyReLU and norm.activation == "none":
+        return f"{kind}: negative_slope={module.negative_slope!r}, want a finite float"
+    return ""

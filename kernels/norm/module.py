@@ -34,7 +34,7 @@ class _Epilogue(NotScriptable):
     padding: int
     impl: str
 
-    def _set_epilogue(self, activation: str, negative_slope: float, padding: int, impl: str) -> None:
+    def set_epilogue(self, activation: str, negative_slope: float, padding: int, impl: str) -> None:
         check_activation(activation, negative_slope)
         check_count("padding", padding, least=0)
         self.activation = activation
@@ -86,7 +86,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         impl: str = "auto",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._set_epilogue(activation, negative_slope, padding, impl)
+        self.set_epilogue(activation, negative_slope, padding, impl)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x, residual: (N, C, H, W) or (C, H, W); returns the same, larger by the padding."""
@@ -174,7 +174,7 @@ class AdaptiveInstanceNorm2d(_Epilogue, nn.Module):
         self.num_features = num_features
         self.eps = eps
         self.unit_offset = unit_offset
-        self._set_epilogue(activation, negative_slope, padding, impl)
+        self.set_epilogue(activation, negative_slope, padding, impl)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
         """x, residual: (N, C, H, W); scale, shift: (N, C)."""
@@ -221,7 +221,7 @@ class MunitLayerNorm(_Epilogue, nn.Module):
         else:
             self.register_parameter("gamma", None)
             self.register_parameter("beta", None)
-        self._set_epilogue(activation, negative_slope, padding, impl)
+        self.set_epilogue(activation, negative_slope, padding, impl)
 
     def reset_parameters(self) -> None:
         """gamma from U[0, 1), beta 0, as MUNIT starts them."""
