@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import Any
 
 import torch
 
@@ -30,22 +31,23 @@ def check_tensor(name: str, value: object, shape: object) -> None:
         raise TypeError(f"{name}: got layout {value.layout}, want a dense tensor")
 
 
-def check_finite(name: str, value: object) -> None:
+def check_finite(name: str, value: Any) -> None:
     """value: a finite real number, of Python or numpy; callers store float(value)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # the last is slow, others first
         raise TypeError(f"{name}: got {kind(value)}, want a number")
-    if not -math.inf < value < math.inf:  # not math.isfinite: torch.compile cannot trace it for a symbolic number
+    # not math.isfinite: torch.compile cannot trace it for a symbolic number
+    if not -math.inf < value < math.inf:  # pyright: ignore[reportOperatorIssue] (the stub of Real compares with Reals)
         raise ValueError(f"{name}: got {value}, want a finite number")
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: Any) -> None:
     """value: a finite number > 0."""
     check_finite(name, value)
     if value <= 0:
         raise ValueError(f"{name}: got {value}, want a number > 0")
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
+def check_count(name: str, value: Any, least: int = 1) -> None:
     """value: an int >= least, of Python or numpy; callers store int(value)."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
         raise TypeError(f"{name}: got {kind(value)}, want an int")

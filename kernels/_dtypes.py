@@ -24,7 +24,8 @@ def no_autocast(device: str) -> contextlib.AbstractContextManager:
 
 def records_torch() -> bool:
     """Whether a graph of torch's own operators is being recorded, in which an autograd.Function is out of place."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    is_tracing = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage] (documented)
+    return is_tracing() or torch.compiler.is_exporting()
 
 
 class _Product(torch.autograd.Function):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 # True for wrappers, sparse and meta tensors, and for every tensor while a dispatch mode is active.
 _unlike_plain = torch._C._dispatch_isTensorSubclassLike
 _traced = torch._C._is_tracing
-_transform = torch._C._functorch.maybe_current_level
+_transform = torch._C._functorch.maybe_current_level  # pyright: ignore[reportAttributeAccessIssue] (not in the stubs)
 _function_mode = torch._C._is_torch_function_mode_enabled
 
 _KINDS = {
@@ -100,7 +100,7 @@ def _kind(t: torch.Tensor) -> str:
     """What t is that a plain dense tensor is not; empty for one."""
     keys = torch._C._dispatch_keys(t)
     for key, text in _KEYS.items():
-        if keys.has(key):
+        if keys.has(key):  # pyright: ignore[reportArgumentType] (the stubs name another class)
             return text.format(type=type(t).__name__)
     if t.layout != torch.strided:
         return f"of layout {t.layout}"

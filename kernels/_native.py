@@ -48,6 +48,7 @@ if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that i
 def _import(path: Path) -> ModuleType:
     loader = importlib.machinery.ExtensionFileLoader(MODULE, str(path))
     spec = importlib.util.spec_from_file_location(MODULE, path, loader=loader)
+    assert spec is not None  # as it is where a loader is given
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
@@ -122,6 +123,7 @@ def _first_load() -> ModuleType:
 def built() -> str:
     """What made the loaded module, and where it lies."""
     load()
+    assert _build is not None
     return f"built by {_build.compiler}, in {_build.library.parent}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -9,7 +11,8 @@ def as_leaf(module: torch.nn.Module, x: object, *more: object) -> torch.fx.Proxy
     """torch.fx traces with proxies: `module` becomes one node of its graph. None if `x` is no proxy."""
     if not isinstance(x, torch.fx.Proxy):
         return None
-    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x, *more), {})
+    tracer: Any = x.tracer  # a torch.fx.Tracer, which the stubs do not say
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (x, *more), {})
 
 
 class NotScriptable:

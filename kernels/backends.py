@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import os
 import sys
 import types
@@ -106,6 +107,7 @@ def choose(impl: str, *tensors: torch.Tensor | None, names: Sequence[str] = ("x"
     if why:
         return _without_addresses(impl, why)
     x = tensors[0]
+    assert x is not None
     return _resolve(impl, x.device, x.dtype)
 
 
@@ -212,7 +214,7 @@ def main() -> int:
 
     def report() -> int:
         text = backend_report()
-        if hasattr(sys.stdout, "reconfigure"):
+        if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # reasons name paths a terminal may be unable to show
         print(text)
         return 0

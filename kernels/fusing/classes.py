@@ -14,14 +14,18 @@ from torch import nn
 
 from kernels._tools import NotScriptable
 
+_newobj = copyreg.__newobj__  # pyright: ignore[reportAttributeAccessIssue] (not in the stubs)
+
 
 class Derived(NotScriptable):
     """First base of every derived class. Such a class has no name that pickle could find it by; its parts have."""
 
+    _modules: dict[str, nn.Module]  # of the nn.Module that is the other base
+
     def __reduce_ex__(self, protocol: int):
         how = super().__reduce_ex__(max(protocol, 2))
         parts = vars(type(self)).get("_derived_from")
-        if parts is None or how[0] is not copyreg.__newobj__:  # a class of its own way, or derived once more
+        if parts is None or how[0] is not _newobj:  # a class of its own way, or derived once more
             return how
         return (_new, (*parts, *how[1][1:]), *how[2:])
 

@@ -58,7 +58,7 @@ def fuse(model: nn.Module) -> nn.Module:
             sequential.merge(name, module, report)
     merged = {name for name, _ in report.merged}
     report.replaced = [(name, what) for name, what in report.replaced if name not in merged]
-    model.fuse_report = report
+    vars(model)["fuse_report"] = report
     return model
 
 
@@ -96,12 +96,12 @@ def _replace(name: str, module: nn.Module, report: FuseReport) -> None:
         what, why = "InstanceNorm2d", norms.why_not_norm(module)
         if not why:
             norms.become_norm(module)
-            module._fused = True
+            vars(module)["_fused"] = True
     elif type(module) is nn.ReflectionPad2d:
         what, why = "ReflectionPad2d", resampling.why_not_pad(module)
         if not why:
             resampling.become_pad(module)
-            module._fused = True
+            vars(module)["_fused"] = True
     elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
         why = norms.why_left(module)
     elif resampling.is_fused_blur(module):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from kernels.norm.module import InstanceNorm2d
 
@@ -22,13 +24,13 @@ def why_not_norm(norm: nn.InstanceNorm2d) -> str:
 def become_norm(norm: nn.InstanceNorm2d) -> None:
     # The class changes and the object stays: whoever holds the module, its parameters or its hooks still does.
     norm.__class__ = InstanceNorm2d
-    norm.set_epilogue("none", 0.2, 0, "auto")
+    cast(InstanceNorm2d, norm).set_epilogue("none", 0.2, 0, "auto")
 
 
 def why_left(norm: nn.Module) -> str:
     """Of an instance norm that is not torch.nn.InstanceNorm2d itself."""
     if isinstance(norm, (nn.InstanceNorm1d, nn.InstanceNorm3d)):
         return f"{type(norm).__name__}: only InstanceNorm2d has a fused module"
-    if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
+    if isinstance(norm, LazyModuleMixin):
         return f"{type(norm).__name__}: not initialised yet; run the model once, then fuse"
     return f"{type(norm).__name__} is a subclass of InstanceNorm2d and may compute something else"

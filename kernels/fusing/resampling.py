@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import nn
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -30,7 +32,7 @@ def why_not_pad(pad: nn.ReflectionPad2d) -> str:
 
 def become_pad(pad: nn.ReflectionPad2d) -> None:
     pad.__class__ = ReflectionPad2d
-    pad.impl = "auto"
+    cast(ReflectionPad2d, pad).impl = "auto"
 
 
 # ---- antialiased sampling --------------------------------------------------------------------------------------------
@@ -45,12 +47,17 @@ class _FusedBlur(Derived):
     """
 
     _fused_how: tuple[bool, int] | None = None  # also of an object that the class itself has made
+    _fused_pad: tuple[type, object]
+    _fused_filter: tuple[torch.Tensor | None, int]
+    filt: torch.Tensor
+    impl: str
 
     def forward(self, x):
         if self._as_it_was_tried(x):
+            assert self._fused_how is not None
             up, size = self._fused_how
             return blur_upsample(x, impl=self.impl) if up else blur_downsample(x, filter_size=size, impl=self.impl)
-        return super().forward(x)
+        return super().forward(x)  # pyright: ignore[reportAttributeAccessIssue] (of the other base)
 
     def _as_it_was_tried(self, x: object) -> bool:
         filt, pads = self.filt, list(self._modules.values())
@@ -69,6 +76,7 @@ class _FusedBlur(Derived):
         )
 
     def _filter_is_published(self, filt: torch.Tensor) -> bool:
+        assert self._fused_how is not None
         if torch.compiler.is_compiling():  # looked at once, while it compiles
             return _holds(filt, *self._fused_how)
         seen, version = self._fused_filter
@@ -119,13 +127,13 @@ def is_fused_blur(module: nn.Module) -> bool:
     return isinstance(module, _FusedBlur) and module._fused_how is not None
 
 
-def blur_name(module: nn.Module) -> str:
+def blur_name(module: Any) -> str:
     """Of a fused blur."""
     up, size = module._fused_how
     return "BlurUpsample" if up else f"BlurDownsample, filter size {size}"
 
 
-def fuse_blur(module: nn.Module) -> str:
+def fuse_blur(module: Any) -> str:
     """Puts the operator behind the forward of `module`, which looks like one; or says why not."""
     if module.filt.is_meta:
         return "its filter has no numbers yet; load them, then fuse"
@@ -150,7 +158,7 @@ def fuse_blur(module: nn.Module) -> str:
     return ""
 
 
-def _known_filter(module: nn.Module) -> tuple[bool, int] | None:
+def _known_filter(module: Any) -> tuple[bool, int] | None:
     """(whether it enlarges, size)."""
     filt = module.filt
     size = filt.shape[-1]
@@ -161,7 +169,7 @@ def _known_filter(module: nn.Module) -> tuple[bool, int] | None:
     return (True, size) if size == 4 and _holds(filt, True, size) else None
 
 
-def _why_not(module: nn.Module, up: bool, size: int) -> str:
+def _why_not(module: Any, up: bool, size: int) -> str:
     """Empty if it computes what its filter says, and its gradient: tried in both modes on two maps with odd and even
     sides; noise, so that no two different operators agree."""
     generator = torch.Generator("cpu").manual_seed(0)
@@ -169,7 +177,7 @@ def _why_not(module: nn.Module, up: bool, size: int) -> str:
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device="cpu").to(module.filt)
 
-    def close(a: object, b: torch.Tensor) -> bool:
+    def close(a: Any, b: torch.Tensor) -> bool:
         same = isinstance(a, torch.Tensor) and a.shape == b.shape and a.device == b.device and a.dtype == x.dtype
         return same and torch.allclose(a.double(), b, rtol=0, atol=32 * torch.finfo(x.dtype).eps)
 

@@ -8,7 +8,7 @@ changes of the children therefore get the separate modules, which are right by t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ class FusedSequential(Derived):
     """The forward of torch.nn.Sequential."""
 
     def forward(self, input):  # noqa: A002 (torch's name)
-        layers = list(self._modules.values())
+        layers: list[Any] = list(self._modules.values())
         at = 0
         while at < len(layers):
             layer = layers[at]
@@ -49,7 +49,7 @@ class FusedSequential(Derived):
         return input
 
 
-def run_at(layers: list[nn.Module], at: int) -> Run | None:
+def run_at(layers: list[Any], at: int) -> Run | None:
     """What runs together with the InstanceNorm2d at `at`; None if nothing does."""
     norm = layers[at]
     if norm.padding or not untouched(norm):

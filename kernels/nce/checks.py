@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def check_options(temperature, normalize, detach_keys, decoupled, reduction) -> 
         raise ValueError(f"reduction: got {reduction!r}, want one of {', '.join(map(repr, REDUCTIONS))}")
 
 
-def check_rows(name: str, value: object, least: int = 1) -> None:
+def check_rows(name: str, value: Any, least: int = 1) -> None:
     """value: rows of features, (B, S, C) or (S, C), S >= least."""
     check_tensor(name, value, "(B, S, C) or (S, C)")
     if value.dim() not in (2, 3):
@@ -42,7 +43,7 @@ def _check_like(name: str, value: Tensor, other: str, q: Tensor) -> None:
         raise ValueError(f"{name}: got device {value.device}, want {other}'s {q.device}")
 
 
-def check_keys(name: str, k: object, q_name: str, q: Tensor) -> None:
+def check_keys(name: str, k: Any, q_name: str, q: Tensor) -> None:
     """k: shape, dtype (outside autocast) and device of q."""
     check_tensor(name, k, q.shape)
     if k.shape != q.shape:
@@ -82,7 +83,7 @@ def _check_layer(at: str, q, k, negatives, log_weight, similarity_weight) -> tup
     return Layer(q, k, negatives, *weights), squeezed
 
 
-def _broadcast(name: str, value: object, shape: tuple[int, ...], q: Tensor) -> Tensor | None:
+def _broadcast(name: str, value: Any, shape: tuple[int, ...], q: Tensor) -> Tensor | None:
     """value as a view of `shape`. In the dtype of the computation if entries are repeated, so that their gradient is
     summed in that, and rounded once."""
     if value is None:

@@ -69,6 +69,7 @@ class PatchNCELoss(NotScriptable, nn.Module):
             reduction="none",
             impl=self.impl,
         )
+        assert isinstance(losses, Tensor)  # of tensors, no list
         return losses.flatten()
 
     def _images(self, rows: int, batch_size: int | None) -> int:

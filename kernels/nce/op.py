@@ -127,7 +127,7 @@ def _differentiable_backward(grad: Tensor, layers: list[Layer], needs: list[Need
     found, create_graph = [], torch.is_grad_enabled()
     with torch.enable_grad():
         for layer, need, g in zip(layers, needs, grad.split([layer.rows for layer in layers])):
-            wanted = [t for t, n in zip(layer, need) if n]
+            wanted = [t for t, n in zip(layer, need) if n and t is not None]
             rows = reference.rows(layer, spec).flatten()
             grads = iter(torch.autograd.grad(rows, wanted, g, create_graph=create_graph) if wanted else ())
             found.append([next(grads) if n else None for n in need])

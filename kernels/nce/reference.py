@@ -66,7 +66,9 @@ def diagonal(x: Tensor) -> Tensor:
 
 def rows(layer: Layer, spec: Spec) -> Tensor:
     """Losses (B, S), float32 or float64."""
-    q, k, negatives = (None if t is None else (unit_rows if spec.normalize else wide)(t) for t in layer[:3])
+    prepared = unit_rows if spec.normalize else wide
+    q, k = prepared(layer.q), prepared(layer.k)
+    negatives = None if layer.negatives is None else prepared(layer.negatives)
     positive = (q * k).sum(-1) / spec.temperature
     if negatives is None:
         logits = product(q, k.transpose(-1, -2))

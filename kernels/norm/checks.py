@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from kernels.norm.spec import ACTIVATIONS, Spec
 Tensor = torch.Tensor
 
 
-def check_input(op: str, x: object, *, per_plane: bool, name: str = "x") -> None:
+def check_input(op: str, x: Any, *, per_plane: bool, name: str = "x") -> None:
     """x: a floating (N, C, *spatial) tensor with more than one element per statistics group."""
     check_tensor(name, x, "(N, C, *spatial)")
     if x.dim() < 3:
@@ -65,7 +66,7 @@ def check_activation(activation: object, negative_slope: object) -> None:
     check_finite("negative_slope", negative_slope)
 
 
-def check_padding(padding: object, x: Tensor) -> None:
+def check_padding(padding: Any, x: Tensor) -> None:
     """padding: an int >= 0; reflection needs a 4-D x with more rows and columns than that."""
     check_count("padding", padding, least=0)
     if padding == 0:
@@ -91,7 +92,7 @@ def check_style(style: Tensor, content: Tensor) -> None:
         raise ValueError(f"style: got device {style.device}, want the content's {content.device}")
 
 
-def check_alpha(alpha: object) -> None:
+def check_alpha(alpha: Any) -> None:
     """alpha: a number in [0, 1]."""
     check_finite("alpha", alpha)
     if not 0 <= alpha <= 1:

@@ -135,7 +135,7 @@ def moments_backward(
     channels_last = is_channels_last(x)
     x = dense(x, channels_last)
     grad_x = torch.empty_like(x)
-    grad_mean, grad_std = _float32(grad_mean), _float32(grad_std)
+    grad_mean, grad_std = (g.to(torch.float32).contiguous() for g in (grad_mean, grad_std))
     if x.numel():
         load().moments_backward(
             *_problem(x, stats, form, channels_last), grad_mean.data_ptr(), grad_std.data_ptr(), grad_x.data_ptr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ class _Epilogue(NotScriptable):
         self.padding = int(padding)
         self.impl = backends.checked_impl(impl)
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         return dict(
             activation=self.activation, negative_slope=self.negative_slope, padding=self.padding, impl=self.impl
         )
@@ -108,12 +109,15 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         self._check_channels(x)
         by_batch = self.training or not self.track_running_stats
         if by_batch and self.running_mean is None:
-            options = dict(activation=activation, negative_slope=negative_slope, padding=padding, impl=self.impl)
+            options: dict[str, Any] = dict(
+                activation=activation, negative_slope=negative_slope, padding=padding, impl=self.impl
+            )
             return instance_norm(x, self.weight, self.bias, eps=self.eps, residual=residual, **options)
         spec = as_spec(INSTANCE, x, self.eps, 0.0, activation, negative_slope, residual, padding)
         if not by_batch:
-            if self.running_mean is None:
-                raise ValueError("running_mean: got None, want a tensor: track_running_stats is True, in eval mode")
+            if self.running_mean is None or self.running_var is None:
+                name = "running_mean" if self.running_mean is None else "running_var"
+                raise ValueError(f"{name}: got None, want a tensor: track_running_stats is True, in eval mode")
             check_padding(padding, x)
             return reference.normalise_with(
                 x, self.running_mean, self.running_var, self.weight, self.bias, residual, spec
@@ -138,6 +142,7 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         """As torch: the batch's mean of the planes' means and of their unbiased variances, weighted by momentum."""
         if x.shape[0] == 0:
             return
+        assert self.running_mean is not None and self.running_var is not None
         n = x.shape[2] * x.shape[3]
         if stats is None:
             d, mean = centred(wide(x), (2, 3))

@@ -137,7 +137,7 @@ def _differentiable_backward(grad, x, scale, shift, need, spec):
     with torch.enable_grad(), no_autocast(x.device.type):
         residual = torch.zeros_like(x, requires_grad=True) if need[3] else None
         y = reference.norm(x, scale, shift, residual, spec)
-        wanted = [t for t, n in zip((x, scale, shift, residual), need) if n]
+        wanted = [t for t, n in zip((x, scale, shift, residual), need) if n and t is not None]
         grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
     return tuple(next(grads) if n else None for n in need[:4])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ Tensor = torch.Tensor
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_map(name: str, x: object) -> None:
+def check_map(name: str, x: Any) -> None:
     """x: a floating (B, C, *spatial) tensor with at least one position."""
     check_tensor(name, x, "(B, C, *spatial)")
     if x.dim() < 3 or positions(x) == 0:

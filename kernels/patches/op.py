@@ -127,7 +127,7 @@ class _Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         ids, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        found = [None] * (2 * len(grads))
+        found: list[Tensor | None] = [None] * (2 * len(grads))
         wanted = [i for i in range(len(grads)) if grads[i] is not None and need[i]]
         if wanted:
             rows, at, forms = ([of[i] for i in wanted] for of in (grads, ids, ctx.forms))
@@ -159,7 +159,8 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        ids, found = ctx.saved_tensors, [None] * (2 * len(grads))
+        ids = ctx.saved_tensors
+        found: list[Tensor | None] = [None] * (2 * len(grads))
         wanted = [i for i in range(len(grads)) if grads[i] is not None]
         if wanted:
             maps, at = [grads[i] for i in wanted], [ids[i] for i in wanted]
@@ -209,15 +210,16 @@ class _Tap(torch.autograd.Function):
 # torch forbids changes in place of views that a Function returns, because they would lose its backward. Losing _Tap's
 # for the map is right: it passes that gradient as it is, and the patches keep theirs. So the view may be one like any
 # other, which torch rebases on either side. Without these private functions torch refuses such changes, with a message.
-_meta_of = getattr(torch._C._autograd, "_get_creation_meta", None)
-_set_meta = getattr(torch._C._autograd, "_set_creation_meta", None)
+_autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue] (not in the stubs)
+_meta_of = getattr(_autograd, "_get_creation_meta", None)
+_set_meta = getattr(_autograd, "_set_creation_meta", None)
 
 
 def _let_change_in_place(passed: Tensor, x: Tensor) -> None:
     """passed: the map _Tap returned for x. As changeable as a plain view of x would be."""
     if _meta_of is None or _set_meta is None:
         return
-    _set_meta(passed, _meta_of(x) if x._is_view() else torch._C._autograd.CreationMeta.DEFAULT)
+    _set_meta(passed, _meta_of(x) if x._is_view() else _autograd.CreationMeta.DEFAULT)
 
 
 def _sample(maps: Sequence[Tensor], ids: Sequence[Tensor], impl: str, unique: bool) -> list[Tensor]:
@@ -287,16 +289,16 @@ def sample_patches(
     else:
         at = given_ids(ids, features)
     chosen = [backends.choose(impl, *both, names=("a map of features", "its ids")) for both in zip(features, at)]
-    patches: list[Tensor] = [None] * len(features)
+    patches: dict[int, Tensor] = {}
     fused = [layer for layer, name in enumerate(chosen) if name != "reference"]
     if fused:
         found = _sample([features[i] for i in fused], [at[i] for i in fused], chosen[fused[0]], ids is None)
         for layer, rows in zip(fused, found):
             patches[layer] = rows
     for layer, x in enumerate(features):
-        if patches[layer] is None:
+        if layer not in patches:
             patches[layer] = reference.sample(x, at[layer])
-    return patches, at
+    return [patches[layer] for layer in range(len(features))], at
 
 
 def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, Tensor]:

@@ -23,7 +23,8 @@ _measured = False
 
 def _counts(g: Tensor) -> _Counts:
     storage = g.untyped_storage()  # one object, made anew only where nobody holds it: the memory's count is the same
-    return g._use_count(), torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(g), sys.getrefcount(storage)
+    uses = g._use_count()  # pyright: ignore[reportAttributeAccessIssue] (not in the stubs)
+    return uses, torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(g), sys.getrefcount(storage)
 
 
 class _Probe(torch.autograd.Function):

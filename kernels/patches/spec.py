@@ -31,7 +31,7 @@ def form_of(x: torch.Tensor) -> Form:
     return Form(tuple(x.shape), is_channels_last(x))
 
 
-def strides_of(x: torch.Tensor) -> Strides | None:
+def _strides(x: torch.Tensor) -> Strides | None:
     """None where no two strides lead over all positions, as they do over any map of one or two spatial dimensions and
     over every dense one."""
     stride = x.stride()
@@ -49,9 +49,16 @@ def strides_of(x: torch.Tensor) -> Strides | None:
     return Strides(w, stride[0], stride[1], sh, sw)
 
 
+def strides_of(x: torch.Tensor) -> Strides:
+    """Of a map of at most two spatial dimensions or a dense one."""
+    strides = _strides(x)
+    assert strides is not None
+    return strides
+
+
 def readable(x: torch.Tensor) -> tuple[torch.Tensor, Strides]:
     """x and its strides; a dense copy where x has none."""
-    strides = strides_of(x)
+    strides = _strides(x)
     if strides is None:
         x = dense(x, is_channels_last(x))
         strides = strides_of(x)

@@ -33,7 +33,7 @@ class _Blur(NotScriptable, nn.Module):
         # in half precision, too, the published numbers are exact; those of self.filt may not be there yet (to_empty)
         want = self._published().to(self.filt.dtype)
         fits = given is not None and given.shape == self.filt.shape and not given.is_meta
-        if fits and not torch.equal(given.to(want), want.expand_as(given)):
+        if given is not None and fits and not torch.equal(given.to(want), want.expand_as(given)):
             errors.append(f"{prefix}filt: got other numbers than the published filter's, which are built in")
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)

@@ -42,7 +42,8 @@ def _resample(x: Tensor, spec: Spec) -> Tensor:
         size = spec.rows[0]  # of both axes
         before, behind = (size - 1) // 2, size // 2  # not taps.margins: an error there must show here
         given = F.pad(given, (before, behind, before, behind), mode="reflect")
-        channels = int(x.shape[1]) if torch.jit.is_tracing() else x.shape[1]  # ONNX: a filter of one shape
+        tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] (documented)
+        channels = int(x.shape[1]) if tracing else x.shape[1]  # ONNX: a filter of one shape
         weight = binomial(size).to(given).expand(channels, 1, -1, -1)
         return F.conv2d(given, weight, stride=2, groups=channels).to(x.dtype)
     return F.interpolate(given, scale_factor=2, mode="bilinear", align_corners=False).to(x.dtype)

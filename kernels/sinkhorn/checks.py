@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kernels._checks import check_tensor
 
 
-def check_log_kernel(log_kernel: object) -> None:
+def check_log_kernel(log_kernel: Any) -> None:
     """log_kernel: floating (B, S, M) or (S, M), at least one element in each problem."""
     check_tensor("log_kernel", log_kernel, "(B, S, M) or (S, M)")
     if log_kernel.dim() not in (2, 3):
