@@ -1,4 +1,4 @@
-"""What the walls of this room share: one operator on planes of one size, and room for its result."""
+"""What the files of this room share: one operator on planes of one size, and allocation of its result."""
 
 from __future__ import annotations
 
