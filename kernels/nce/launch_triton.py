@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from kernels import backends
-from kernels._triton import cdiv, on, pow2, sms_of
+from kernels import _triton, backends
+from kernels._triton import cdiv, encode, on, pow2, sms_of
 from kernels.nce import triton_backward, triton_forward
 from kernels.nce.spec import Layer, Spec, new_gradients, new_rows
 
@@ -62,11 +62,6 @@ class Work(NamedTuple):
     @property
     def width(self) -> int:
         return self.layer.q.shape[-1]
-
-
-def _run(kernel, programs: int, warps: int, stages: int, *args, **constants) -> None:
-    # enable_fp_fusion: backward computes the logits again and must round them as forward did
-    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -147,12 +142,6 @@ def _kinds(works: list[Work], also: Callable[[Work], tuple] = lambda w: ()) -> l
     return [kind[i : i + MAX_LAYERS] for kind in kinds.values() for i in range(0, len(kind), MAX_LAYERS)]
 
 
-def _plain(n: int) -> int:
-    """A size as triton_parts.size reads it: odd and above 1, so that triton does not compile again for sizes that are 1
-    or multiples of 16. In a tuple do_not_specialize has no effect."""
-    return 2 * n + 3
-
-
 def _each(values) -> tuple:
     """One value per layer; one for all if they are alike."""
     values = tuple(values)
@@ -163,12 +152,12 @@ def _sizes(work: list[Work], counts: list[int]) -> tuple:
     """(first program, queries of a problem, keys, width, queries of an image, first row) of each layer."""
     starts = [sum(counts[:i]) for i in range(len(counts))]
     return (
-        tuple(map(_plain, starts)),
-        _each(_plain(w.span) for w in work),
-        _each(_plain(w.layer.count) for w in work),
+        tuple(map(encode, starts)),
+        _each(encode(w.span) for w in work),
+        _each(encode(w.layer.count) for w in work),
         _each(w.width for w in work),  # triton should know when rows begin at multiples of 16
-        _each(_plain(w.layer.q.shape[1]) for w in work),
-        tuple(_plain(w.first) for w in work),
+        _each(encode(w.layer.q.shape[1]) for w in work),
+        tuple(encode(w.first) for w in work),
     )
 
 
@@ -210,12 +199,12 @@ class _Call:
         if columns:
             blocks["BLOCK_C"] = config.block_c
         with on(x):
-            _run(
+            _triton.run(
                 kernel,
                 sum(counts),
                 config.warps,
-                config.stages,
                 *(*self.given, *args, _sizes(self.work, counts), *self.strides, *self.scalars),
+                stages=config.stages,
                 **(self.constants | blocks | constants),
             )
 

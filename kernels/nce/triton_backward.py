@@ -15,6 +15,7 @@ import triton.language as tl
 
 from kernels.nce.spec import INVERSE_NORM, LSE, PULL
 from kernels.nce.triton_parts import (
+    PLAIN,
     inverse_norm,
     load_rows,
     locate,
@@ -53,7 +54,7 @@ def _add_weighted(weights, x, inverse, out, NORMALIZE: tl.constexpr, PRECISION: 
     return multiply(weights.to(x.dtype), x, out, PRECISION, UPCAST)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=PLAIN)
 def nce_backward_rows(
     q, k, negatives, log_weight, similarity_weight, grad, stats, dq, dk, dlog_weight,
     sizes, log_strides, similarity_strides, total, scale,
@@ -138,7 +139,7 @@ def _largest_pull(grad, stats, total, at, span, BLOCK: tl.constexpr):
     return tl.where(largest > 0, largest, 1.0)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=PLAIN)
 def nce_backward_keys(
     q, k, negatives, log_weight, similarity_weight, grad, stats, dkeys,
     sizes, log_strides, similarity_strides, total, scale,

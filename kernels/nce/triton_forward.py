@@ -8,6 +8,7 @@ import triton.language as tl
 
 from kernels.nce.spec import INVERSE_NORM, LSE, PULL
 from kernels.nce.triton_parts import (
+    PLAIN,
     finite_or_zero,
     inverse_norm,
     locate,
@@ -24,7 +25,7 @@ _PULL = tl.constexpr(PULL)
 _INVERSE_NORM = tl.constexpr(INVERSE_NORM)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=PLAIN)
 def nce_forward(
     q, k, negatives, log_weight, similarity_weight, loss, stats, sizes, log_strides, similarity_strides, total, scale,
     IN_IMAGE: tl.constexpr, SHARED: tl.constexpr, NORMALIZE: tl.constexpr, DECOUPLED: tl.constexpr,

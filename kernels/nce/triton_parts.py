@@ -15,10 +15,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels._triton import decode
 from kernels.nce import spec
 
 _EPS = tl.constexpr(spec.EPS)
 _HALF_MAX = tl.constexpr(65504.0)  # the largest finite float16
+
+PLAIN = ["total"]  # see kernels/_triton.py
 
 # ---- which layer, which rows -----------------------------------------------------------------------------------------
 
@@ -34,8 +37,8 @@ def pick(values, layer):
 
 @triton.jit
 def size(values, layer):
-    """values[layer] of sizes that came as 2 * n + 3, see launch_triton._plain."""
-    return (pick(values, layer) - 3) >> 1
+    """values[layer] of sizes that came encoded."""
+    return decode(pick(values, layer))
 
 
 @triton.jit
@@ -44,7 +47,7 @@ def locate(pid, sizes):
     starts = sizes[0]
     layer = 0
     for i in tl.static_range(1, len(starts)):
-        layer += (pid >= ((starts[i] - 3) >> 1)).to(tl.int32)
+        layer += (pid >= decode(starts[i])).to(tl.int32)
     span = size(sizes[1], layer)
     count = size(sizes[2], layer)
     width = pick(sizes[3], layer)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from kernels import _triton
 from kernels._layout import dense, is_channels_last
 from kernels._triton import cdiv, on, pow2, sms_of
 from kernels.norm import triton_backward, triton_forward
@@ -106,12 +107,6 @@ def _config(x: Tensor, length: int, channels_last: bool, resident: int, per_thre
     )
 
 
-def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
-    # num_stages: loads of these loops feed no matrix product, and staging them through shared memory gains nothing.
-    # enable_fp_fusion: d * a + b must round the same way in every kernel, or backward would see another z than forward.
-    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
-
-
 def _parameter(p: Tensor | None) -> tuple[Tensor | None, int]:
     """scale or shift, and its stride over samples. Kernels read any dtype, and columns of a wider matrix in place."""
     if p is None:
@@ -181,7 +176,7 @@ def _backward_config(p: _Problem, form: int) -> Config:
 
 def _chunk_stats(p: _Problem, config: Config) -> Tensor:
     partials = p.partials(3, config.chunks)
-    _run(
+    _triton.run(
         triton_forward.chunk_stats,
         p.programs(config, config.chunks),
         config.warps,
@@ -193,7 +188,7 @@ def _chunk_stats(p: _Problem, config: Config) -> Tensor:
 
 def _combine_stats(p: _Problem, config: Config, partials: Tensor, stats: Tensor, form: int, eps: float) -> None:
     block = min(pow2(p.group * config.chunks), 1024)
-    _run(
+    _triton.run(
         triton_forward.combine_stats,
         p.planes // p.group,
         max(block // 256, 1),
@@ -228,7 +223,7 @@ def forward(
     with on(p.x):
         if config.resident:
             tile = config.block_c * config.block_l
-            _run(
+            _triton.run(
                 triton_forward.forward_resident,
                 p.programs(config, 1),
                 config.warps,
@@ -242,7 +237,7 @@ def forward(
         if spec.form == LAYER_STD or not config.merge:
             _combine_stats(p, config, partials, stats, spec.form, spec.eps)
             partials = None
-        _run(
+        _triton.run(
             triton_forward.forward_apply,
             p.programs(config, cdiv(p.out_length, config.block_l)),
             config.warps,
@@ -282,7 +277,7 @@ def backward(
     constants = dict(p.layout(config), ACT=spec.activation, PAD=spec.padding)
     with on(x):
         if config.resident:
-            _run(
+            _triton.run(
                 triton_backward.backward_resident,
                 p.programs(config, 1),
                 config.warps,
@@ -293,7 +288,7 @@ def backward(
             )
         else:
             partials, sums = p.partials(2, config.chunks), None
-            _run(
+            _triton.run(
                 triton_backward.chunk_sums,
                 p.programs(config, config.chunks),
                 config.warps,
@@ -306,7 +301,7 @@ def backward(
                 groups = p.planes // p.group
                 sums = torch.empty((2, groups), dtype=torch.float32, device=x.device)
                 block_p = max(min(pow2(p.group), 2048 // block_k), 1)
-                _run(
+                _triton.run(
                     triton_backward.combine_sums,
                     groups,
                     _warps(block_p * block_k, 8),
@@ -316,7 +311,7 @@ def backward(
                     BLOCK_K=block_k,
                 )
                 partials, block_k = None, 1
-            _run(
+            _triton.run(
                 triton_backward.backward_apply,
                 p.programs(config, cdiv(p.length, config.block_l)),
                 config.warps,
@@ -345,7 +340,7 @@ def moments(x: Tensor, form: int, eps: float) -> Tensor:
     config = _forward_config(p, form)
     with on(p.x):
         if config.resident:
-            _run(
+            _triton.run(
                 triton_forward.forward_resident,
                 p.programs(config, 1),
                 config.warps,
@@ -371,7 +366,7 @@ def moments_backward(grad_mean: Tensor, grad_std: Tensor, x: Tensor, stats: Tens
         return dx
     config = _backward_config(p, LAYER_STD)  # no sums: tiles as small as fill the device
     with on(p.x):
-        _run(
+        _triton.run(
             triton_backward.moments_backward,
             p.programs(config, cdiv(p.length, config.block_l)),
             config.warps,

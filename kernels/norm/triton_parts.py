@@ -36,8 +36,7 @@ _RELU = tl.constexpr(spec.ACTIVATIONS.index("relu"))
 _LEAKY_RELU = tl.constexpr(spec.ACTIVATIONS.index("leaky_relu"))
 _TANH = tl.constexpr(spec.ACTIVATIONS.index("tanh"))
 
-# Arguments whose value says nothing about alignment. Unlisted, their values 1 and multiples of 16 would compile again.
-PLAIN = ["planes", "H", "scale_n", "shift_n", "chunks", "tiles", "group"]
+PLAIN = ["planes", "H", "scale_n", "shift_n", "chunks", "tiles", "group"]  # see kernels/_triton.py
 
 # ---- where things are ------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from kernels._triton import cdiv, on
+from kernels import _triton
+from kernels._triton import cdiv, encode, on
 from kernels.patches import triton_kernels
 from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
 
@@ -32,11 +33,6 @@ class _Problem(NamedTuple):
     strides: Strides
 
 
-def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
-    # enable_fp_fusion as everywhere in this library; these kernels only add
-    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
-
-
 def _launch(kernel, problems: Sequence[_Problem], **constants) -> None:
     """One launch for each dtype and each MOST maps: a program selects between pointers, so they share a type."""
     for dtype in dict.fromkeys(p.x.dtype for p in problems):
@@ -48,11 +44,11 @@ def _launch(kernel, problems: Sequence[_Problem], **constants) -> None:
                 n, p, c = rows.shape
                 length = positions(x)
                 numbers = (programs, c, p, length, *strides)
-                sizes.append(tuple(triton_kernels.encode(number) for number in numbers))
+                sizes.append(tuple(encode(number) for number in numbers))
                 programs += n * cdiv(p, BLOCK_P) * cdiv(c, BLOCK_C)
             x, ids, rows, _ = zip(*group)
             with on(x[0]):
-                _run(
+                _triton.run(
                     *(kernel, programs, WARPS, x, ids, rows, tuple(sizes)),
                     **constants,
                     BLOCK_P=BLOCK_P,

@@ -1,7 +1,8 @@
 """Device code of the patches room: rows out of maps (`gather`) and back (`scatter`), several maps in one launch.
 
 One program is a tile of [BLOCK_P patches, BLOCK_C channels] of one sample of one map. The maps come as tuples of
-pointers and of sizes; a program finds its map by the number of the map's first program. Nothing is added atomically:
+pointers and of sizes, which are encoded (see kernels/_triton.py); a program finds its map by the number of the map's
+first program. Nothing is added atomically:
 the first of the patches that show one position sums them all in their order and alone writes.
 """
 
@@ -10,16 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-def encode(size: int) -> int:
-    """A size as the kernels take it. triton compiles a kernel anew for integers that are 1 or multiples of 16, in
-    tuples even where told not to; these are neither, and all sizes share one kernel."""
-    return (size << 4) + 3
-
-
-@triton.jit
-def decode(size):
-    return size >> 4
+from kernels._triton import decode
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import functools
 import numpy as np
 import torch
 
+from kernels import _triton
 from kernels._layout import dense
 from kernels._triton import cdiv, on, pow2
 from kernels.resample import triton_kernels
@@ -37,11 +38,6 @@ WARPS = 4
 PLANES, CHANNELS = 4, 64  # of a program, at most
 
 NARROW = 2**31  # offsets below this are 32 bits
-
-
-def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
-    # enable_fp_fusion as everywhere in this library
-    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
 
 
 def _axis(taps: Taps, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -97,7 +93,7 @@ def apply(x: Tensor, spec: Spec, channels_last: bool) -> Tensor:
     # offsets inside a sample, or inside a plane where planes are apart; the tile's overhang included
     reach = max((h - 1) * sh + (w - 1) * sw, (height * width + block_p) * (c if channels_last else 1))
     with on(x):
-        _run(
+        _triton.run(
             triton_kernels.resample,
             n * cdiv(c, block_c * planes) * cdiv(height * width, block_p),
             WARPS,

@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from kernels import _triton
 from kernels._triton import cdiv, on, pow2
 from kernels.sinkhorn import triton_kernels
 from kernels.sinkhorn.spec import new_potentials
@@ -23,10 +24,6 @@ ROWS, COLUMNS = 16, 256
 TILE = 32, 128  # of `gradient`, whose programs share a problem
 
 
-def _run(kernel, programs: int, warps: int, *args, **constants) -> None:
-    kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=1, enable_fp_fusion=True)
-
-
 def _tile(s: int, m: int, rows: int, columns: int) -> tuple[int, int, int]:
     """(rows, columns, warps) of a tile no larger than asked for, nor than the matrix needs."""
     block_s, block_m = min(pow2(s), rows), min(pow2(m), columns)
@@ -34,7 +31,8 @@ def _tile(s: int, m: int, rows: int, columns: int) -> tuple[int, int, int]:
 
 
 def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Tensor, Tensor]:
-    """(log plan, potentials) of log_kernel (B, S, M). `keep` is of no account: the kernel needs the memory anyway."""
+    """(log plan, potentials) of log_kernel (B, S, M). `keep` changes nothing here: the kernel needs the memory of the
+    potentials in any case."""
     x = log_kernel.contiguous()
     b, s, m = x.shape
     plan, potentials = torch.empty_like(x), new_potentials(x, iterations)
@@ -42,7 +40,7 @@ def forward(log_kernel: Tensor, iterations: int, keep: bool = True) -> tuple[Ten
         return plan, potentials
     block_s, block_m, warps = _tile(s, m, ROWS, COLUMNS)
     with on(x):
-        _run(
+        _triton.run(
             triton_kernels.iterate,
             b,
             warps,
@@ -65,7 +63,7 @@ def backward(grad: Tensor, log_kernel: Tensor, potentials: Tensor) -> Tensor:
     small_s, small_m, few = _tile(s, m, *TILE)
     tiles = cdiv(s, small_s) * cdiv(m, small_m)
     with on(x):
-        _run(
+        _triton.run(
             triton_kernels.sweep_potentials,
             b,
             warps,
@@ -73,7 +71,7 @@ def backward(grad: Tensor, log_kernel: Tensor, potentials: Tensor) -> Tensor:
             BLOCK_S=block_s,
             BLOCK_M=block_m,
         )
-        _run(
+        _triton.run(
             triton_kernels.gradient,
             b * tiles,
             few,

@@ -18,8 +18,7 @@ import triton.language as tl
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 
-# Arguments whose value says nothing about alignment. Unlisted, their values 1 and multiples of 16 would compile again.
-PLAIN = ["S", "M", "T"]
+PLAIN = ["S", "M", "T"]  # see kernels/_triton.py
 
 
 @triton.jit

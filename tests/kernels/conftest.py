@@ -52,6 +52,15 @@ def isa(request):
 
 
 @pytest.fixture
+def launched():
+    """The triton launches so far, each a `Launch` of support/launches.py; all of them are run."""
+    from support.launches import recorded  # needs triton, which other tests do without
+
+    with recorded(run=True) as found:
+        yield found
+
+
+@pytest.fixture
 def poisoned(monkeypatch):
     """New memory comes filled with NaN, so that an element nobody writes shows."""
 

@@ -1,6 +1,6 @@
 """Triton kernels compiled for GPUs that are not here: launches recorded instead of run, and what each would use.
 
-A launcher runs on meta tensors with its `_run` replaced by one that appends a `Launch`: so the tiles, warps, alignments
+A launcher runs on meta tensors and its launches are recorded (`recorded`, launches.py): so the tiles, warps, alignments
 and constants that are compiled are the launcher's, not a copy kept here.
 """
 
@@ -23,6 +23,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes"):
     pytest.skip("TRITON_INTERPRET is set: kernels are interpreted, not compiled", allow_module_level=True)
 
+from support.launches import Launch, recorded  # noqa: E402, F401 (recorded is for the tests that import this)
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
@@ -38,15 +39,6 @@ POINTER = {
 SHARED = {80: 166912, 90: 232448, 100: 232448}  # bytes a program may use
 REGISTER_FILE = 65536
 GFX942 = GPUTarget("hip", "gfx942", 64)
-
-
-class Launch(NamedTuple):
-    kernel: object
-    programs: int
-    warps: int
-    args: tuple
-    constants: dict
-    stages: int = 1
 
 
 class Resources(NamedTuple):
@@ -131,7 +123,7 @@ def kernels_of(*modules) -> set[str]:
 
 def key(launch: Launch) -> tuple:
     src = source(launch)
-    return launch.kernel.__name__, launch.warps, str(src.signature), str(src.constants), str(src.attrs)
+    return launch.name, launch.warps, str(src.signature), str(src.constants), str(src.attrs)
 
 
 def distinct(found: Iterable[Launch]) -> list[Launch]:
@@ -141,7 +133,7 @@ def distinct(found: Iterable[Launch]) -> list[Launch]:
 
 def describe(launch: Launch, telling: tuple[str, ...] = ()) -> str:
     blocks = {k: v for k, v in launch.constants.items() if k.startswith("BLOCK") or k in telling}
-    return f"{launch.kernel.__name__} warps={launch.warps} {blocks}"
+    return f"{launch.name} warps={launch.warps} {blocks}"
 
 
 def in_parallel(function, items: list) -> list:

@@ -14,20 +14,6 @@ from kernels.nce.spec import EPS, INVERSE_NORM, LSE, PULL, Layer, Spec
 pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
 
 
-@pytest.fixture
-def launched(monkeypatch):
-    """(name, programs, constants) of the kernels launched so far."""
-    found = []
-    run = launch_triton._run
-
-    def record(kernel, programs, warps, stages, *args, **constants):
-        found.append((kernel.__name__, programs, constants))
-        run(kernel, programs, warps, stages, *args, **constants)
-
-    monkeypatch.setattr(launch_triton, "_run", record)
-    return found
-
-
 # ---- every form; the sizes take turns --------------------------------------------------------------------------------
 
 OPTIONS = [(n, d) for n in (False, True) for d in (False, True)]
@@ -71,7 +57,7 @@ def test_larger_tiles(kind, dtype, launched, monkeypatch):
     monkeypatch.setattr(launch_triton, "sms_of", lambda x: 1)
     shape, bank = ((2, 130, 40), None) if kind == "in-image" else ((2, 70, 40), (140,))
     check(inputs(shape, bank, "log", dtype), normalize=True)
-    found = {name: constants for name, _, constants in launched}
+    found = {launch.name: launch.constants for launch in launched}
     assert found["nce_forward"]["BLOCK_Q"] == 64
     tiles = {name: (c["BLOCK_Q"], c["BLOCK_N"]) for name, c in found.items()}
     bits = 32 if dtype == FLOAT else 16
@@ -169,13 +155,16 @@ def test_one_gradient_alone_is_that_of_all(name, form, launched):
     wanted = (own | {"q": q, "k": k})[name].grad
     assert torch.equal(wanted, every[name])
     by_keys = name == "negatives" or (name == "k" and given["negatives"] is None)
-    assert [n for n, _, _ in launched] == ["nce_forward", "nce_backward_keys" if by_keys else "nce_backward_rows"]
+    assert [launch.name for launch in launched] == [
+        "nce_forward",
+        "nce_backward_keys" if by_keys else "nce_backward_rows",
+    ]
 
 
 def test_no_gradients_at_all(launched):
     given = inputs((2, 9, 16))
     loss = patch_nce_loss(given["q"], given["k"], impl="triton")
-    assert not loss.requires_grad and [name for name, _, _ in launched] == ["nce_forward"]
+    assert not loss.requires_grad and [launch.name for launch in launched] == ["nce_forward"]
 
 
 def test_statistics():

@@ -18,6 +18,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     key,
     needs_assembler,
     one_parser_at_a_time,
+    recorded,
 )
 
 from kernels._triton import ASSUMED_SMS
@@ -45,10 +46,6 @@ class Case(NamedTuple):
 
 def launches(case: Case) -> list[Launch]:
     """Everything forward and backward of this call would launch."""
-    found = []
-
-    def record(kernel, programs, warps, stages, *args, **constants):
-        found.append(Launch(kernel, programs, warps, args, constants, stages))
 
     def new(*shape):
         return torch.empty(shape, dtype=case.dtype, device="meta")
@@ -62,8 +59,7 @@ def launches(case: Case) -> list[Launch]:
 
     layers = [layer(*size) for size in case.sizes]
     spec = Spec(0.07, case.normalize, case.decoupled)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch_triton, "_run", record)
+    with recorded() as found:
         loss, stats, units = launch_triton.forward(layers, spec, [case.needs[0]] * len(layers))
         launch_triton.backward(loss, layers, stats, units, [case.needs] * len(layers), spec)
     return found
@@ -99,7 +95,7 @@ def of(cases: list[Case]) -> list[Launch]:
 
 
 def test_every_kernel_is_there():
-    names = {launch.kernel.__name__ for launch in of(network_cases(FLOAT))}
+    names = {launch.name for launch in of(network_cases(FLOAT))}
     assert names == kernels_of(triton_forward, triton_backward)
 
 
@@ -143,7 +139,7 @@ def test_resources_with_tf32(monkeypatch):
 @pytest.mark.parametrize("dtype", [FLOAT, BF16], ids=str)
 def test_one_launch_serves_all_layers(dtype):
     for sizes in (CUT, ((1, 256, 64), (2, 64, 128), (1, 32, 300))):
-        assert [launch.kernel.__name__ for launch in launches(Case(dtype, sizes))] == [
+        assert [launch.name for launch in launches(Case(dtype, sizes))] == [
             "nce_forward",
             "nce_backward_rows",
         ]

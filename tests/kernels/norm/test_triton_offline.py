@@ -23,6 +23,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     key,
     needs_assembler,
     one_parser_at_a_time,
+    recorded,
 )
 from support.offline import distinct as distinct_launches
 
@@ -52,10 +53,6 @@ class Case(NamedTuple):
 
 def launches(case: Case) -> list[Launch]:
     """Everything forward and backward of this call would launch; of the moments pair too, where the form is its own."""
-    found = []
-
-    def record(kernel, programs, warps, *args, **constants):
-        found.append(Launch(kernel, programs, warps, args, constants))
 
     def new(*shape):
         order = torch.channels_last if case.channels_last else torch.contiguous_format
@@ -70,8 +67,7 @@ def launches(case: Case) -> list[Launch]:
     if case.residual:
         residual = new(*case.shape) if case.residual == "dense" else new(n, c, h + 2, w + 2)[:, :, 1:-1, 1:-1]
     spec = Spec(case.form, 1e-5, 0.0, ACTIVATIONS.index(case.activation), 0.2, case.padding)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch_triton, "_run", record)
+    with recorded() as found:
         y, stats = launch_triton.forward(x, parameter, parameter, residual, spec)
         launch_triton.backward(torch.empty_like(y), x, parameter, parameter, stats, case.padding > 0, spec)
         if case.form == INSTANCE_UNBIASED:
@@ -152,7 +148,7 @@ def assert_compiles(cases: list[Case], target: GPUTarget) -> None:
 
 
 def test_the_selection_has_every_kernel():
-    names = {launch.kernel.__name__ for launch in distinct(selection())}
+    names = {launch.name for launch in distinct(selection())}
     assert names == kernels_of(triton_forward, triton_backward)
 
 
@@ -187,7 +183,7 @@ def test_everything_compiles_for_gfx942():
 
 
 def of(name: str, found: list[Launch]) -> list[Launch]:
-    return [launch for launch in found if launch.kernel.__name__ == name]
+    return [launch for launch in found if launch.name == name]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -195,13 +191,13 @@ def of(name: str, found: list[Launch]) -> list[Launch]:
 def test_one_large_image_fills_the_device(dtype, channels_last):
     """64 planes of 256x256 are 64 programs for an algorithm of one program per plane, on 132 multiprocessors."""
     for launch in launches(Case((1, 64, 256, 256), dtype, channels_last)):
-        if not launch.kernel.__name__.startswith("combine"):
+        if not launch.name.startswith("combine"):
             assert launch.programs >= 3 * ASSUMED_SMS, describe(launch, TELLING)
 
 
 def test_planes_that_fit_a_tile_take_one_launch():
     for shape in ((1, 256, 64, 64), (1, 128, 127, 127), (1, 512, 31, 31), (8, 512, 16, 16)):
-        assert [launch.kernel.__name__ for launch in launches(Case(shape, FLOAT))] == [
+        assert [launch.name for launch in launches(Case(shape, FLOAT))] == [
             "forward_resident",
             "backward_resident",
         ]

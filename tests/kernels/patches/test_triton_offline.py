@@ -13,6 +13,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     key,
     needs_assembler,
     one_parser_at_a_time,
+    recorded,
 )
 from support.patches_cases import CUT
 
@@ -26,16 +27,10 @@ SHARED = 4096
 
 def launches(sizes: list[tuple], dtype: torch.dtype, channels_last: bool = False, count: int = 256) -> list[Launch]:
     """Of sample_patches forward, backward with drawn and with given positions, and of tap_patches backward."""
-    found = []
-
-    def record(kernel, programs, warps, *args, **constants):
-        found.append(Launch(kernel, programs, warps, args, constants))
-
     order = torch.channels_last if channels_last else torch.contiguous_format
     maps = [torch.empty(size, dtype=dtype, device="meta", memory_format=order) for size in sizes]
     ids = [torch.empty(count, dtype=torch.int64, device="meta") for _ in maps]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch_triton, "_run", record)
+    with recorded() as found:
         rows = launch_triton.forward(maps, ids)
         for unique in (True, False):
             launch_triton.backward(rows, ids, [form_of(x) for x in maps], unique)
@@ -48,7 +43,7 @@ def launches(sizes: list[tuple], dtype: torch.dtype, channels_last: bool = False
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resources(dtype, capability):
     found = launches(CUT, dtype, channels_last=dtype == torch.bfloat16)
-    assert [launch.kernel.__name__ for launch in found] == ["gather", "scatter", "scatter", "scatter"]
+    assert [launch.name for launch in found] == ["gather", "scatter", "scatter", "scatter"]
     assert_fit(found, capability, telling=("UNIQUE", "ADD"), registers=REGISTERS, shared=SHARED)
 
 
@@ -60,15 +55,10 @@ def test_kernels_are_not_compiled_anew_for_every_shape():
     others = [(2, 1, 16, 1), (4, 16, 31, 512), (1, 17, 64, 64), (3, 256, 1, 1), (1, 64, 8, 8)]
     one, other = launches(CUT, torch.float32), launches(others, torch.float32, channels_last=True, count=16)
     assert [key(launch) for launch in one] == [key(launch) for launch in other]
-    # of 1 and of multiples of 16 triton would make other kernels; see triton_kernels.encode
+    # of 1 and of multiples of 16 triton would make other kernels; see kernels/_triton.py
     sizes = [size for launch in one + other for problem in launch.args[3] for size in problem]
     assert all(size != 1 and size % 16 for size in sizes)
 
 
 def test_five_layers_fill_the_device():
     assert launches(CUT, torch.float32)[0].programs >= ASSUMED_SMS
-
-
-def test_sizes_survive_their_code():
-    for size in (0, 1, 16, 12345, 2**40):
-        assert launch_triton.triton_kernels.encode(size) >> 4 == size

@@ -30,33 +30,19 @@ TILES = [((1, 5), (9, 17), "contiguous"), ((1, 72), (5, 4), "channels_last"), ((
 pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
 
 
-@pytest.fixture
-def launched(monkeypatch):
-    """The constants of every launch so far."""
-    found = []
-    run = launch_triton._run
-
-    def record(kernel, programs, warps, *args, **constants):
-        found.append(constants | {"programs": programs})
-        run(kernel, programs, warps, *args, **constants)
-
-    monkeypatch.setattr(launch_triton, "_run", record)
-    return found
-
-
 @pytest.mark.parametrize("dtype, case", IN_DTYPES, ids=lambda it: getattr(it, "name", str(it)))
 def test_values_and_gradients(dtype, case, launched):
     for channels, size, layout in INPUTS:
         check(case, planes(case, *channels, *size, dtype), layout)
     assert len(launched) == 2 * len(INPUTS)
-    assert {constants["UNIT"] for constants in launched} == {1, 4 if dtype == torch.float32 else 8}
+    assert {launch.constants["UNIT"] for launch in launched} == {1, 4 if dtype == torch.float32 else 8}
 
 
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
 def test_several_tiles(case, launched):
     for channels, size, layout in TILES:
         check(case, planes(case, *channels, *size, torch.float32), layout)
-    assert all(constants["programs"] > 1 for constants in launched)
+    assert all(launch.programs > 1 for launch in launched)
 
 
 @pytest.mark.parametrize("case", [down(3), UP, PADS[2]], ids=lambda case: case.name)
@@ -67,7 +53,7 @@ def test_offsets_in_64_bits_are_the_same(case, layout, launched, monkeypatch):
     narrow = fused(case, x, grad)
     monkeypatch.setattr(launch_triton, "NARROW", 0)
     wide = fused(case, x, grad)
-    assert [constants["WIDE"] for constants in launched] == [False, False, True, True]
+    assert [launch.constants["WIDE"] for launch in launched] == [False, False, True, True]
     assert all(torch.equal(narrow[name], wide[name]) for name in narrow)
 
 

@@ -20,6 +20,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     key,
     needs_assembler,
     one_parser_at_a_time,
+    recorded,
 )
 
 from kernels._triton import ASSUMED_SMS
@@ -49,15 +50,9 @@ CUT = [
 WIDEST = [Layer(DOWN, (7, 0), (1, 128, 64, 64)), Layer(PAD, (6, 6), (1, 128, 7, 7))]
 
 
-def launched(x: torch.Tensor, spec: Spec, channels_last: bool) -> list[Launch]:
+def launches_of(x: torch.Tensor, spec: Spec, channels_last: bool) -> list[Launch]:
     """Of an operator and of its gradient."""
-    found = []
-
-    def record(kernel, programs, warps, *args, **constants):
-        found.append(Launch(kernel, programs, warps, args, constants))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch_triton, "_run", record)
+    with recorded() as found:
         y = launch_triton.apply(x, spec, channels_last)
         launch_triton.apply(y, spec._replace(transposed=True), channels_last)
     return found
@@ -67,7 +62,7 @@ def launches(layers: list[Layer], dtype: torch.dtype, channels_last: bool) -> li
     order, found = torch.channels_last if channels_last else torch.contiguous_format, []
     for kind, parameters, size in layers:
         x = torch.empty(size, dtype=dtype, device="meta", memory_format=order)
-        found += launched(x, Spec(kind, parameters, parameters, *size[2:]), channels_last)
+        found += launches_of(x, Spec(kind, parameters, parameters, *size[2:]), channels_last)
     return found
 
 
@@ -116,7 +111,9 @@ def test_kernels_are_not_compiled_anew_for_every_shape(kind, parameters, channel
 def test_the_inside_of_a_larger_map_keeps_its_vectors():
     spec = Spec(DOWN, (3, 0), (3, 0), 64, 64)
     inside = torch.empty(2, 64, 68, 68, device="meta").contiguous(memory_format=torch.channels_last)[..., 2:-2, 2:-2]
-    found, plain = (launched(x, spec, True)[0] for x in (inside, inside.contiguous(memory_format=torch.channels_last)))
+    found, plain = (
+        launches_of(x, spec, True)[0] for x in (inside, inside.contiguous(memory_format=torch.channels_last))
+    )
     assert key(found) == key(plain) and found.constants["UNIT"] == 4
 
 

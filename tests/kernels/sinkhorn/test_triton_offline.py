@@ -13,6 +13,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     distinct,
     needs_assembler,
     one_parser_at_a_time,
+    recorded,
 )
 
 from kernels.sinkhorn import launch_triton
@@ -22,14 +23,8 @@ SIZES = [(5, 256, 256), (1, 1024, 1024), (3, 33, 20), (2, 64, 1)]
 
 def launches(shape: tuple[int, int, int], dtype: torch.dtype) -> list[Launch]:
     """Everything forward and backward of this call would launch."""
-    found = []
-
-    def record(kernel, programs, warps, *args, **constants):
-        found.append(Launch(kernel, programs, warps, args, constants))
-
     x = torch.empty(shape, dtype=dtype, device="meta")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch_triton, "_run", record)
+    with recorded() as found:
         plan, potentials = launch_triton.forward(x, 50)
         launch_triton.backward(plan, x, potentials)
     return found
