@@ -12,7 +12,7 @@ struct Call {
 void options(auto& r, NceArgs& a) { READ(a.dtype, a.temperature, a.normalize, a.decoupled); }
 
 void inputs(auto& r, NceLayer& l) {
-  READ(l.q, l.k, l.bank, l.b, l.s, l.m, l.c, l.shared);
+  READ(l.q, l.k, l.negatives, l.b, l.s, l.m, l.c, l.shared);
   READ(l.log_weight.p, l.log_weight.b, l.log_weight.i, l.log_weight.j);
   READ(l.similarity_weight.p, l.similarity_weight.b, l.similarity_weight.i, l.similarity_weight.j);
 }
@@ -23,7 +23,7 @@ constexpr auto read_forward = [](auto& r, Call& c) {
   READ(a.loss, a.stats);
   r.each(c.layers, [](auto& r, NceLayer& l) {
     inputs(r, l);
-    READ(l.unit);
+    READ(l.dq_unscaled);
   });
 };
 constexpr auto read_backward = [](auto& r, Call& c) {
@@ -32,7 +32,7 @@ constexpr auto read_backward = [](auto& r, Call& c) {
   READ(a.grad, a.stats);
   r.each(c.layers, [](auto& r, NceLayer& l) {
     inputs(r, l);
-    READ(l.unit_in, l.grad_q, l.grad_k, l.grad_bank, l.grad_log_weight);
+    READ(l.dq_unscaled_in, l.grad_q, l.grad_k, l.grad_negatives, l.grad_log_weight);
   });
 };
 

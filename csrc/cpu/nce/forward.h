@@ -10,8 +10,8 @@ namespace KERNELS_ISA {
 namespace {
 
 struct Forward {
-  const NceArgs& A;
-  const NceLayer& L;
+  const NceArgs& args;
+  const NceLayer& layer;
   const int64_t first_row;  // of this layer among all
   const float inverse_t;
 
@@ -46,29 +46,32 @@ struct Forward {
         : top(p), total(p + n), positive(p + 2 * n), scale(p + 3 * n), keep(p + 4 * n), norms((Norm*)(p + 5 * n)) {}
   };
 
-  // Queries row0 to row0 + count of the layer (count <= Space's rows): of one problem, unless the bank is shared.
+  // Queries row0 to row0 + count of the layer (count <= Space's rows): of one problem, unless negatives are shared.
   void run(int64_t row0, int64_t count, Space& w) const {
-    const int64_t c = L.c, ld = padded(c), tiles = (count + kLanes - 1) / kLanes;
-    const bool pairs = in_pairs(A.dtype, c);
+    const int64_t c = layer.c, ld = padded(c), tiles = (count + kLanes - 1) / kLanes;
+    const bool pairs = in_pairs(args.dtype, c);
     Lanes lane(w.lanes, tiles * kLanes);
     for (int64_t t = 0; t < tiles; ++t) begin(row0 + t * kLanes, least(count - t * kLanes, kLanes), t, lane, w);
-    const int64_t problem = row0 / L.s, shift = L.bank && L.shared ? 0 : problem * L.m;
-    for (int64_t j0 = 0; j0 < L.m; j0 += kKeys) {
-      const int64_t keys = least(L.m - j0, kKeys);
-      const bf16* raw = (const bf16*)L.negatives() + (shift + j0) * c;
+    const int64_t problem = row0 / layer.s, shift = layer.negatives && layer.shared ? 0 : problem * layer.m;
+    for (int64_t j0 = 0; j0 < layer.m; j0 += kKeys) {
+      const int64_t keys = least(layer.m - j0, kKeys);
+      const bf16* raw = (const bf16*)layer.negatives_or_k() + (shift + j0) * c;
       Rows n = {};
-      if (!pairs) n = directions_of(L.negatives(), A.dtype, c, shift + j0, keys, A.normalize, w.keys, w.norms);
+      if (!pairs)
+        n = directions_of(layer.negatives_or_k(), args.dtype, c, shift + j0, keys, args.normalize, w.keys, w.norms);
       for (int64_t j = 0; j < keys; ++j)
-        w.scale[j] = pairs && A.normalize ? inverse_norm((double)square(raw + j * c, c)) : 1;
-      if (pairs && L.unit) pair_rows(raw, c, keys, ld, (uint32_t*)w.keys);
+        w.scale[j] = pairs && args.normalize ? inverse_norm((double)square(raw + j * c, c)) : 1;
+      if (pairs && layer.dq_unscaled) pair_rows(raw, c, keys, ld, (uint32_t*)w.keys);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t lanes = least(count - t * kLanes, kLanes);
         const float* q = w.queries + t * c * kLanes;
         float *gradient = w.gradient + t * kLanes * ld, *keep = lane.keep + t * kLanes;
-        if (pairs) product<Pair>((const uint32_t*)raw, c / 2, 1, (const uint32_t*)q, kLanes, c / 2, w.logits, kLanes, keys, kLanes);
-        else product<Single>(n.p, n.ld, 1, q, kLanes, c, w.logits, kLanes, keys, kLanes);
+        if (pairs)
+          product<Pair>((const uint32_t*)raw, c / 2, 1, (const uint32_t*)q, kLanes, c / 2, w.logits, kLanes, keys, kLanes);
+        else
+          product<Single>(n.p, n.ld, 1, q, kLanes, c, w.logits, kLanes, keys, kLanes);
         soften(row0 + t * kLanes, lanes, j0, keys, t * kLanes, lane, w);
-        if (!L.unit) continue;
+        if (!layer.dq_unscaled) continue;
         if (!pairs) {
           product<Single>(w.logits, 1, kLanes, n.p, n.ld, keys, gradient, ld, lanes, ld, j0 > 0, keep);
           continue;
@@ -84,15 +87,15 @@ struct Forward {
   // A tile's queries as lanes, their positives and norms.
   void begin(int64_t row0, int64_t count, int64_t t, Lanes& lane, Space& w) const {
     const int64_t at = t * kLanes;
-    const bool pairs = in_pairs(A.dtype, L.c);
-    float* to = w.queries + t * L.c * kLanes;
-    if (pairs) pack_lane_pairs(rows_of(L.q, A.dtype, L.c, row0, count, w.rows), count, L.c, (uint32_t*)to);
-    const Rows q = directions_of(L.q, A.dtype, L.c, row0, count, A.normalize, w.rows, lane.norms + at);
-    if (!pairs) pack_lanes(q, count, L.c, to);
+    const bool pairs = in_pairs(args.dtype, layer.c);
+    float* to = w.queries + t * layer.c * kLanes;
+    if (pairs) pack_lane_pairs(rows_of(layer.q, args.dtype, layer.c, row0, count, w.rows), count, layer.c, (uint32_t*)to);
+    const Rows q = directions_of(layer.q, args.dtype, layer.c, row0, count, args.normalize, w.rows, lane.norms + at);
+    if (!pairs) pack_lanes(q, count, layer.c, to);
     for (int64_t i = 0; i < count; ++i) {
       Norm norm;
-      const Rows k = directions_of(L.k, A.dtype, L.c, row0 + i, 1, A.normalize, w.row, &norm);
-      lane.positive[at + i] = dot(q.row(i), k.p, L.c) * inverse_t;
+      const Rows k = directions_of(layer.k, args.dtype, layer.c, row0 + i, 1, args.normalize, w.row, &norm);
+      lane.positive[at + i] = dot(q.row(i), k.p, layer.c) * inverse_t;
       lane.scale[at + i] = inverse_t * (pairs ? lane.norms[at + i].inverse : 1);
     }
     for (int64_t i = count; i < kLanes; ++i) lane.scale[at + i] = 0;
@@ -102,10 +105,11 @@ struct Forward {
   // Products to e^(z - max), their sums, and the factors of the negatives in the gradient.
   void soften(int64_t row0, int64_t count, int64_t j0, int64_t keys, int64_t at, Lanes& lane, Space& w) const {
     float *similarity = w.weights, *log_weight = w.weights + kKeys * kLanes;
-    if (L.similarity_weight.p) weight_tile(L.similarity_weight, L.s, row0, count, j0, keys, similarity);
-    if (L.log_weight.p) weight_tile(L.log_weight, L.s, row0, count, j0, keys, log_weight);
-    const int64_t diagonal = L.bank ? -1 : row0 % L.s - j0;  // lane i is the key of row diagonal + i
-    if (L.similarity_weight.p && !L.bank)  // whatever weight a left-out pair has: 0 times infinity would be NaN
+    if (layer.similarity_weight.p) weight_tile(layer.similarity_weight, layer.s, row0, count, j0, keys, similarity);
+    if (layer.log_weight.p) weight_tile(layer.log_weight, layer.s, row0, count, j0, keys, log_weight);
+    const int64_t diagonal = layer.negatives ? -1 : row0 % layer.s - j0;  // lane i is the key of row diagonal + i
+    // 0 for the pairs that are left out, whatever their weight: 0 times infinity would be NaN
+    if (layer.similarity_weight.p && !layer.negatives)
       for (int64_t i = 0; i < count; ++i)
         if (diagonal + i >= 0 && diagonal + i < keys) similarity[(diagonal + i) * kLanes + i] = 0;
     for (int64_t v = 0; v < kLanes; v += W) {
@@ -115,10 +119,10 @@ struct Forward {
       for (int64_t j = 0; j < keys; ++j) {
         float* z_ = w.logits + j * kLanes + v;
         vf z = load(z_) * (scale * w.scale[j]);
-        if (L.similarity_weight.p) z *= load(similarity + j * kLanes + v);
-        if (L.log_weight.p) z += load(log_weight + j * kLanes + v);
+        if (layer.similarity_weight.p) z *= load(similarity + j * kLanes + v);
+        if (layer.log_weight.p) z += load(log_weight + j * kLanes + v);
         store(z_, z);
-        if (!L.bank && j - diagonal >= v && j - diagonal < v + W) {
+        if (!layer.negatives && j - diagonal >= v && j - diagonal < v + W) {
           z_[j - diagonal - v] = -INFINITY;
           z = load(z_);
         }
@@ -134,7 +138,7 @@ struct Forward {
         const vf e = exp_or_zero(load(z_) - top);
         total += e;
         vf factor = e * w.scale[j];
-        if (L.similarity_weight.p) factor *= load(similarity + j * kLanes + v);
+        if (layer.similarity_weight.p) factor *= load(similarity + j * kLanes + v);
         store(z_, factor);
       }
       store(lane.top + at + v, top);
@@ -146,28 +150,29 @@ struct Forward {
   void finish(int64_t row, int64_t i, const Lanes& lane, Space& w) const {
     const float total = lane.total[i], lse = lane.top[i] + logf(total), positive = lane.positive[i];
     const float margin = lse - positive, small = expf(-fabsf(margin));
-    const float loss = A.decoupled ? margin : log1pf(small) + (margin > 0 ? margin : 0);
-    const float pull = A.decoupled ? 1.0f : margin > 0 ? 1 / (1 + small) : small / (1 + small);
+    const float loss = args.decoupled ? margin : log1pf(small) + (margin > 0 ? margin : 0);
+    const float lse_grad = args.decoupled ? 1.0f : margin > 0 ? 1 / (1 + small) : small / (1 + small);
     const int64_t at = first_row + row;
-    A.loss[at] = margin == margin ? loss : margin;
-    A.stats[at] = lse;
-    A.stats[A.rows + at] = A.decoupled || margin == margin ? pull : margin;
-    A.stats[2 * A.rows + at] = lane.norms[i].inverse;
-    if (!L.unit) return;
-    // the negatives' pull less the positive's: the weight of both is `pull`, so nothing cancels that should not
-    const int64_t ld = padded(L.c);
+    args.loss[at] = margin == margin ? loss : margin;
+    args.stats[at] = lse;
+    args.stats[args.rows + at] = args.decoupled || margin == margin ? lse_grad : margin;
+    args.stats[2 * args.rows + at] = lane.norms[i].inverse;
+    if (!layer.dq_unscaled) return;
+    // The negatives' part less the positive's. Both have the one factor `lse_grad`, so that no digits cancel but those
+    // that cancel in exact arithmetic.
+    const int64_t ld = padded(layer.c);
     const float* sum = w.gradient + i * ld;
     Norm norm;
-    const Rows k = directions_of(L.k, A.dtype, L.c, row, 1, A.normalize, w.row, &norm);
+    const Rows k = directions_of(layer.k, args.dtype, layer.c, row, 1, args.normalize, w.row, &norm);
     // a row without negatives: total is 0, and so is their sum
-    const float b = pull * inverse_t * lane.norms[i].inverse, a = total == 0 ? 0 : b / total;
-    float* out = L.unit + row * L.c;
+    const float b = lse_grad * inverse_t * lane.norms[i].inverse, a = total == 0 ? 0 : b / total;
+    float* out = layer.dq_unscaled + row * layer.c;
     int64_t c = 0;
-    for (; c + W <= L.c; c += W) store(out + c, load(sum + c) * a - load(k.p + c) * b);
-    for (; c < L.c; ++c) out[c] = sum[c] * a - k.p[c] * b;
-    if (!A.normalize) return;
-    const Rows q = directions_of(L.q, A.dtype, L.c, row, 1, true, w.row, &norm);
-    leave_direction(out, q.p, L.c, norm.back);
+    for (; c + W <= layer.c; c += W) store(out + c, load(sum + c) * a - load(k.p + c) * b);
+    for (; c < layer.c; ++c) out[c] = sum[c] * a - k.p[c] * b;
+    if (!args.normalize) return;
+    const Rows q = directions_of(layer.q, args.dtype, layer.c, row, 1, true, w.row, &norm);
+    leave_direction(out, q.p, layer.c, norm.back);
   }
 };
 

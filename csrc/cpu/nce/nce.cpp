@@ -29,74 +29,87 @@ int share(ParallelFor parallel, int64_t threads, int64_t tasks, int64_t floats, 
 }
 
 // Queries that meet the same negatives.
-static inline int64_t group_rows(const NceLayer& L) { return L.bank && L.shared ? L.b * L.s : L.s; }
-static inline int64_t groups(const NceLayer& L) { return L.bank && L.shared ? (L.b > 0) : L.b; }
+static inline int64_t group_rows(const NceLayer& layer) {
+  return layer.negatives && layer.shared ? layer.b * layer.s : layer.s;
+}
+static inline int64_t groups(const NceLayer& layer) {
+  return layer.negatives && layer.shared ? (layer.b > 0) : layer.b;
+}
 static inline int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 // The layer a task belongs to, and which of that layer's tasks it is.
 template <class F>
-const NceLayer& layer_of(const NceArgs& A, int64_t& task, int64_t& first_row, F tasks_of) {
+const NceLayer& layer_of(const NceArgs& args, int64_t& task, int64_t& first_row, F tasks_of) {
   first_row = 0;
   int64_t i = 0;
-  for (; i < A.count - 1 && task >= tasks_of(A.layers[i]); ++i) {
-    task -= tasks_of(A.layers[i]);
-    first_row += A.layers[i].b * A.layers[i].s;
+  for (; i < args.count - 1 && task >= tasks_of(args.layers[i]); ++i) {
+    task -= tasks_of(args.layers[i]);
+    first_row += args.layers[i].b * args.layers[i].s;
   }
-  return A.layers[i];
+  return args.layers[i];
 }
 
-int forward(const NceArgs& A, ParallelFor parallel) {
-  // As large as leaves every thread two tasks of a bank, or four of keys that come from the cache anyway; powers of two
-  // halve an image's rows evenly.
-  const auto rows_of_task = [&](const NceLayer& L) {
+int forward(const NceArgs& args, ParallelFor parallel) {
+  // As large as leaves every thread two tasks with negatives of their own, or four of keys that come from the cache
+  // anyway; powers of two halve an image's rows evenly.
+  const auto rows_of_task = [&](const NceLayer& layer) {
     int64_t rows = kLanes;
-    while (rows < kMostRows && 2 * rows * (L.bank ? 2 : 4) * A.threads <= A.rows) rows *= 2;
+    while (rows < kMostRows && 2 * rows * (layer.negatives ? 2 : 4) * args.threads <= args.rows) rows *= 2;
     return rows;
   };
-  const auto tasks_of = [&](const NceLayer& L) { return groups(L) * pieces(group_rows(L), rows_of_task(L)); };
+  const auto tasks_of = [&](const NceLayer& layer) {
+    return groups(layer) * pieces(group_rows(layer), rows_of_task(layer));
+  };
   int64_t tasks = 0, width = 1;
-  for (int64_t i = 0; i < A.count; ++i) {
-    tasks += tasks_of(A.layers[i]);
-    if (A.layers[i].c > width) width = A.layers[i].c;
+  for (int64_t i = 0; i < args.count; ++i) {
+    tasks += tasks_of(args.layers[i]);
+    if (args.layers[i].c > width) width = args.layers[i].c;
   }
-  return share(parallel, A.threads, tasks, Forward::Space::floats(width, kMostRows), [&](int64_t task, float* space) {
+  return share(parallel, args.threads, tasks, Forward::Space::floats(width, kMostRows), [&](int64_t task, float* space) {
     int64_t first_row;
-    const NceLayer& L = layer_of(A, task, first_row, tasks_of);
-    const int64_t rows = rows_of_task(L), each = pieces(group_rows(L), rows), from = (task % each) * rows;
-    Forward::Space w(space, L.c, rows);
-    Forward{A, L, first_row, 1 / A.temperature}.run(task / each * group_rows(L) + from, least(group_rows(L) - from, rows), w);
+    const NceLayer& layer = layer_of(args, task, first_row, tasks_of);
+    const int64_t in_group = group_rows(layer), rows = rows_of_task(layer), each = pieces(in_group, rows);
+    const int64_t from = (task % each) * rows;
+    Forward::Space w(space, layer.c, rows);
+    const Forward queries{args, layer, first_row, 1 / args.temperature};
+    queries.run(task / each * in_group + from, least(in_group - from, rows), w);
   });
 }
 
-int backward(const NceArgs& A, ParallelFor parallel) {
-  const auto columns = [](const NceLayer& L) { return L.grad_bank || L.grad_log_weight || (L.grad_k && !L.bank); };
-  const auto by_columns = [&](const NceLayer& L) { return columns(L) ? groups(L) * pieces(L.m, kKeys) : 0; };
-  const auto by_rows = [](const NceLayer& L) { return pieces(L.b * L.s, kMostRows); };
-  const auto tasks_of = [&](const NceLayer& L) { return by_columns(L) + by_rows(L); };
+int backward(const NceArgs& args, ParallelFor parallel) {
+  const auto columns = [](const NceLayer& layer) {
+    return layer.grad_negatives || layer.grad_log_weight || (layer.grad_k && !layer.negatives);
+  };
+  const auto by_columns = [&](const NceLayer& layer) {
+    return columns(layer) ? groups(layer) * pieces(layer.m, kKeys) : 0;
+  };
+  const auto by_rows = [](const NceLayer& layer) { return pieces(layer.b * layer.s, kMostRows); };
+  const auto tasks_of = [&](const NceLayer& layer) { return by_columns(layer) + by_rows(layer); };
   int64_t tasks = 0, width = 1;
   bool recompute = false;
-  for (int64_t i = 0; i < A.count; ++i) {
-    tasks += tasks_of(A.layers[i]);
-    recompute |= columns(A.layers[i]);
-    if (A.layers[i].c > width) width = A.layers[i].c;
+  for (int64_t i = 0; i < args.count; ++i) {
+    tasks += tasks_of(args.layers[i]);
+    recompute |= columns(args.layers[i]);
+    if (args.layers[i].c > width) width = args.layers[i].c;
   }
   // rows alone are scaled in microseconds: not worth waking a thread for less than 256 KB of them
-  const int64_t threads = recompute ? A.threads : least(A.threads, pieces(A.rows * width, 65536));
+  const int64_t threads = recompute ? args.threads : least(args.threads, pieces(args.rows * width, 65536));
   const int64_t floats = recompute ? Columns::Space::floats(width) : 3 * padded(width);
   return share(parallel, threads, tasks, floats, [&](int64_t task, float* space) {
     int64_t first_row;
-    const NceLayer& L = layer_of(A, task, first_row, tasks_of);
-    const int64_t blocks = pieces(L.m, kKeys);
-    if (task < by_columns(L)) {
-      const int64_t group = task / blocks, j0 = task % blocks * kKeys, count = group_rows(L);
-      Columns::Space w(space, L.c);
-      const int64_t shift = L.bank && L.shared ? 0 : group * L.m;
-      Columns{A, L, first_row, 1 / A.temperature}.run(group * count, count, shift, j0, least(L.m - j0, kKeys), w);
+    const NceLayer& layer = layer_of(args, task, first_row, tasks_of);
+    const int64_t blocks = pieces(layer.m, kKeys);
+    if (task < by_columns(layer)) {
+      const int64_t group = task / blocks, j0 = task % blocks * kKeys, count = group_rows(layer);
+      Columns::Space w(space, layer.c);
+      const int64_t shift = layer.negatives && layer.shared ? 0 : group * layer.m;
+      const Columns keys{args, layer, first_row, 1 / args.temperature};
+      keys.run(group * count, count, shift, j0, least(layer.m - j0, kKeys), w);
       return;
     }
-    const int64_t row0 = (task - by_columns(L)) * kMostRows, count = least(L.b * L.s - row0, kMostRows);
-    if (L.grad_q) scale_rows(A, L, first_row, row0, count, space);
-    if (L.grad_k && L.bank) positive_rows(A, L, first_row, row0, count, space);
+    const int64_t row0 = (task - by_columns(layer)) * kMostRows, count = least(layer.b * layer.s - row0, kMostRows);
+    if (layer.grad_q) scale_rows(args, layer, first_row, row0, count, space);
+    if (layer.grad_k && layer.negatives) positive_rows(args, layer, first_row, row0, count, space);
   });
 }
 

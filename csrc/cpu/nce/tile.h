@@ -16,7 +16,7 @@ namespace KERNELS_ISA {
 namespace {
 
 constexpr int kLanes = 32;      // queries of a tile; a multiple of kColumns, so that the product needs no tail
-constexpr int kKeys = 128;      // of a block: 128 KB of float32 at C = 256, which leaves L2 room for queries and gradients
+constexpr int kKeys = 128;      // of a block: 128 KB of float32 at C = 256; queries and gradients fit L2 beside them
 constexpr float kEps = 1e-7f;   // added to a row's norm
 constexpr float kLowest = -FLT_MAX;
 

@@ -4,17 +4,17 @@
 namespace {
 
 // What every function begins with.
-void problem(auto& r, NormArgs& a) { READ(a.x, a.stats, a.n, a.c, a.h, a.w, a.channels_last, a.dtype, a.form); }
-void affine(auto& r, NormArgs& a) { READ(a.scale, a.shift, a.per_sample, a.offset, a.activation, a.slope, a.pad); }
+void problem(auto& r, NormArgs& a) { READ(a.x, a.stats, a.n, a.c, a.h, a.w, a.channels_last, a.dtype, a.kind); }
+void options(auto& r, NormArgs& a) { READ(a.scale, a.shift, a.per_sample, a.offset, a.activation, a.slope, a.pad); }
 
 constexpr auto read_forward = [](auto& r, NormArgs& a) {
   problem(r, a);
-  affine(r, a);
+  options(r, a);
   READ(a.eps, a.y, a.residual, a.residual_n, a.residual_c, a.residual_h);
 };
 constexpr auto read_backward = [](auto& r, NormArgs& a) {
   problem(r, a);
-  affine(r, a);
+  options(r, a);
   READ(a.grad, a.grad_x, a.grad_residual, a.grad_scale, a.grad_shift);
 };
 constexpr auto read_moments = [](auto& r, NormArgs& a) {

@@ -16,27 +16,27 @@ constexpr int64_t kLineChunk = 16384;  // elements; its x, gradient and result t
 constexpr int64_t kSpanChunk = 65536;  // elements, c channels each
 constexpr int64_t kGrain = 32768;      // elements below which a second thread costs more than it brings
 
-// How one plane or sample of l positions is cut. A unit is what one loop call gets: a row of the image where rows matter
+// How one plane or sample of `positions` is cut. A unit is what one loop call gets: a row of the image where rows matter
 // (padding, strided residual), else a whole chunk.
 struct Cut {
-  int64_t l, unit, units, per_chunk, chunks;
-  Cut(const NormArgs& A, bool by_rows, int64_t chunk) {
-    l = A.h * A.w;
+  int64_t positions, unit, units, per_chunk, chunks;
+  Cut(const NormArgs& args, bool by_rows, int64_t chunk) {
+    positions = args.h * args.w;
     if (by_rows) {
-      unit = A.w;
-      units = A.h;
+      unit = args.w;
+      units = args.h;
       per_chunk = chunk / unit > 1 ? chunk / unit : 1;
     } else {
       unit = chunk;
-      units = (l + unit - 1) / unit;
+      units = (positions + unit - 1) / unit;
       per_chunk = 1;
     }
     chunks = (units + per_chunk - 1) / per_chunk;
   }
   int64_t first(int64_t chunk) const { return chunk * per_chunk; }
   int64_t last(int64_t chunk) const { return (chunk + 1) * per_chunk < units ? (chunk + 1) * per_chunk : units; }
-  int64_t begin(int64_t u) const { return u * unit; }
-  int64_t end(int64_t u) const { return (u + 1) * unit < l ? (u + 1) * unit : l; }
+  int64_t begin(int64_t i) const { return i * unit; }  // of unit i
+  int64_t end(int64_t i) const { return (i + 1) * unit < positions ? (i + 1) * unit : positions; }
 };
 
 struct Moments {
@@ -53,40 +53,45 @@ struct Group {  // what normalisation needs of one statistics group
   float high, low, var, rstd;
 };
 
-Group close(const NormArgs& A, const Moments& m) {
+Group close(const NormArgs& args, const Moments& m) {
   Group g;
   g.high = (float)m.mean;
   g.low = (float)(m.mean - (double)g.high);
   g.var = (float)(m.m2 / m.n);
   double d;
-  if (A.form == kInstance) d = sqrt(m.m2 / m.n + (double)A.eps);
-  else if (A.form == kInstanceUnbiased) d = sqrt(m.m2 / (m.n - 1) + (double)A.eps);
-  else d = sqrt(m.m2 / (m.n - 1)) + (double)A.eps;
+  if (args.kind == kInstance) d = sqrt(m.m2 / m.n + (double)args.eps);
+  else if (args.kind == kInstanceUnbiased) d = sqrt(m.m2 / (m.n - 1) + (double)args.eps);
+  else d = sqrt(m.m2 / (m.n - 1)) + (double)args.eps;
   // 0 for a constant group without eps, as in torch; a variance beyond float32 must show, as NaN, where 1 / inf would not
   g.rstd = (float)(d == 0 ? 0.0 : __builtin_isinf(d) ? __builtin_nan("") : 1.0 / d);
   return g;
 }
 
-// d x_hat / d x pulls the mean of g * x_hat back through the deviation: dx = rstd * (g - mean g) - pull * x_hat * sum(g x_hat)
-double pull(const NormArgs& A, double n, double var, double rstd) {
-  if (A.form == kInstance) return rstd / n;
-  if (A.form == kInstanceUnbiased) return rstd / (n - 1);
+// The factor of x_hat * sum(g * x_hat) in dx = rstd * (g - mean g) - factor * x_hat * sum(g * x_hat): it comes from the
+// derivative of the deviation, which differs between the kinds.
+double deviation_factor(const NormArgs& args, double n, double var, double rstd) {
+  if (args.kind == kInstance) return rstd / n;
+  if (args.kind == kInstanceUnbiased) return rstd / (n - 1);
   const double s = sqrt(var * n / (n - 1));
   return s > 0 ? 1.0 / (s * (n - 1)) : 0.0;  // a constant sample has no direction to push its deviation in
 }
 
 struct Driver {
-  const NormArgs& A;
-  const Loops& L;
+  const NormArgs& args;
+  const Loops& loops;
   ParallelFor parallel;
-  const int64_t l, planes, ph, pw, reps, cr;
+  const int64_t positions, planes;     // of a plane; of the batch
+  const int64_t padded_h, padded_w;
+  const int64_t repeats, repeated_c;  // pixels that count as one; their channels, see `repeat`
   int failed = 0;
 
   Driver(const NormArgs& args, const Loops& loops, ParallelFor p)
-      : A(args), L(loops), parallel(p), l(A.h * A.w), planes(A.n * A.c), ph(A.h + 2 * A.pad), pw(A.w + 2 * A.pad),
-        reps(A.channels_last ? repeat(A.c) : 1), cr(A.c * reps) {}
+      : args(args), loops(loops), parallel(p), positions(args.h * args.w), planes(args.n * args.c),
+        padded_h(args.h + 2 * args.pad), padded_w(args.w + 2 * args.pad),
+        repeats(args.channels_last ? repeat(args.c) : 1), repeated_c(args.c * repeats) {}
 
-  // Channels that fill no whole tiles: channels last, `reps` pixels count as one of reps * c channels, a multiple of 64.
+  // Channels that fill no whole tiles: channels last, `repeats` pixels count as one of repeats * c channels, a multiple
+  // of 64.
   // (37 channels of bfloat16, forward: 0.17 ms with a rest at every pixel, 0.06 ms for the same data by planes.)
   static int64_t repeat(int64_t c) {
     int64_t a = 64, b = c;
@@ -98,70 +103,72 @@ struct Driver {
     return c * (64 / a) <= 4096 ? 64 / a : 1;  // more would push the coefficients out of the first cache
   }
 
-  float scale(int64_t n, int64_t c) const { return A.scale ? A.offset + A.scale[(A.per_sample ? n * A.c : 0) + c] : 1.0f; }
-  float shift(int64_t n, int64_t c) const { return A.shift ? A.shift[(A.per_sample ? n * A.c : 0) + c] : 0.0f; }
-  const char* x(int64_t plane, int64_t at) const { return (const char*)A.x + (plane * l + at) * L.size; }
+  float scale(int64_t n, int64_t c) const {
+    return args.scale ? args.offset + args.scale[(args.per_sample ? n * args.c : 0) + c] : 1.0f;
+  }
+  float shift(int64_t n, int64_t c) const { return args.shift ? args.shift[(args.per_sample ? n * args.c : 0) + c] : 0.0f; }
+  const char* x(int64_t plane, int64_t at) const { return (const char*)args.x + (plane * positions + at) * loops.size; }
 
   void write_stats(int64_t plane, const Group& g) const {
-    A.stats[plane] = g.high;
-    A.stats[planes + plane] = g.low;
-    A.stats[2 * planes + plane] = g.var;
-    A.stats[3 * planes + plane] = g.rstd;
+    args.stats[plane] = g.high;
+    args.stats[planes + plane] = g.low;
+    args.stats[2 * planes + plane] = g.var;
+    args.stats[3 * planes + plane] = g.rstd;
   }
   Group read_stats(int64_t plane) const {
-    return {A.stats[plane], A.stats[planes + plane], A.stats[2 * planes + plane], A.stats[3 * planes + plane]};
+    return {args.stats[plane], args.stats[planes + plane], args.stats[2 * planes + plane], args.stats[3 * planes + plane]};
   }
   void coefficients(int64_t plane, const Group& g, float* a, float* b) const {
-    const double s = (double)g.rstd * scale(plane / A.c, plane % A.c);
+    const double s = (double)g.rstd * scale(plane / args.c, plane % args.c);
     *a = (float)s;
-    *b = (float)(shift(plane / A.c, plane % A.c) - (double)g.low * s);
+    *b = (float)(shift(plane / args.c, plane % args.c) - (double)g.low * s);
   }
 
   // ---- where partial results of chunk k of plane (n, c) stand ----
   int64_t slot(int64_t n, int64_t c, int64_t k, int64_t chunks) const {
-    return A.channels_last ? (n * chunks + k) * A.c + c : (n * A.c + c) * chunks + k;
+    return args.channels_last ? (n * chunks + k) * args.c + c : (n * args.c + c) * chunks + k;
   }
 
   // Whether a whole plane is one task, so that its second sweep finds it in cache; otherwise every chunk is one.
   bool plane_per_task(const Cut& cut) const {
-    return A.form != kLayerStd && !A.channels_last && (cut.chunks == 1 || planes >= 4 * A.threads);
+    return args.kind != kLayerStd && !args.channels_last && (cut.chunks == 1 || planes >= 4 * args.threads);
   }
 
   // ---- statistics ----
   void span_chunk_moments(const Cut& cut, int64_t n, int64_t k, double* mean, double* m2) {
     const int64_t l0 = cut.begin(cut.first(k)), l1 = cut.end(cut.last(k) - 1), count = l1 - l0;
-    const int64_t rows = count / reps, tail = (count % reps) * A.c;
-    const char* p = (const char*)A.x + (n * l + l0) * A.c * L.size;
+    const int64_t rows = count / repeats, tail = (count % repeats) * args.c;
+    const char* p = (const char*)args.x + (n * positions + l0) * args.c * loops.size;
     int64_t head = count / 16 > 16 ? count / 16 : 16;  // pixels whose mean is the shift
     if (head > count) head = count;
-    Scratch work(cr * 3 * 8);
+    Scratch work(repeated_c * 3 * 8);
     if (!work.p) {
       failed = 1;
       return;
     }
-    double *s1 = work.doubles(), *s2 = s1 + cr;
-    float* shift = (float*)(s2 + cr);
-    for (int64_t i = 0; i < cr; ++i) s1[i] = s2[i] = 0;
-    const int64_t head_rows = rows ? (head > reps ? head / reps : 1) : 0;
-    if (rows) L.span_head(p, head_rows, cr, s1);
-    else L.span_head(p, 1, tail, s1);  // fewer pixels than one row of repeats: all of them
-    const double head_count = rows ? (double)(head_rows * reps) : (double)count;
-    for (int64_t c = 0; c < A.c; ++c) {
+    double *s1 = work.doubles(), *s2 = s1 + repeated_c;
+    float* shift = (float*)(s2 + repeated_c);
+    for (int64_t i = 0; i < repeated_c; ++i) s1[i] = s2[i] = 0;
+    const int64_t head_rows = rows ? (head > repeats ? head / repeats : 1) : 0;
+    if (rows) loops.span_head(p, head_rows, repeated_c, s1);
+    else loops.span_head(p, 1, tail, s1);  // fewer pixels than one row of repeats: all of them
+    const double head_count = rows ? (double)(head_rows * repeats) : (double)count;
+    for (int64_t c = 0; c < args.c; ++c) {
       double total = 0;
-      for (int64_t r = 0; r < reps; ++r) total += s1[r * A.c + c];
+      for (int64_t r = 0; r < repeats; ++r) total += s1[r * args.c + c];
       shift[c] = (float)(total / head_count);
     }
-    for (int64_t i = 0; i < cr; ++i) {
+    for (int64_t i = 0; i < repeated_c; ++i) {
       s1[i] = 0;
-      shift[i] = shift[i % A.c];
+      shift[i] = shift[i % args.c];
     }
-    L.span_moments(p, rows, cr, shift, s1, s2);
-    if (tail) L.span_moments(p + rows * cr * L.size, 1, tail, shift, s1, s2);
-    for (int64_t c = 0; c < A.c; ++c) {
+    loops.span_moments(p, rows, repeated_c, shift, s1, s2);
+    if (tail) loops.span_moments(p + rows * repeated_c * loops.size, 1, tail, shift, s1, s2);
+    for (int64_t c = 0; c < args.c; ++c) {
       double t1 = 0, t2 = 0;
-      for (int64_t r = 0; r < reps; ++r) {
-        t1 += s1[r * A.c + c];
-        t2 += s2[r * A.c + c];
+      for (int64_t r = 0; r < repeats; ++r) {
+        t1 += s1[r * args.c + c];
+        t2 += s2[r * args.c + c];
       }
       const double delta = t1 / (double)count, v = t2 - t1 * delta;
       mean[c] = (double)shift[c] + delta;
@@ -174,7 +181,7 @@ struct Driver {
     for (int64_t k = 0; k < cut.chunks; ++k) {
       const int64_t l0 = cut.begin(cut.first(k)), l1 = cut.end(cut.last(k) - 1);
       double mean, m2;
-      L.line_moments(x(plane, l0), l1 - l0, &mean, &m2);
+      loops.line_moments(x(plane, l0), l1 - l0, &mean, &m2);
       m.merge((double)(l1 - l0), mean, m2);
     }
     return m;
@@ -185,57 +192,58 @@ struct Driver {
     Scratch work(2 * parts * 8);
     if (!work.p) return 1;
     double *mean = work.doubles(), *m2 = mean + parts;
-    if (A.channels_last) {
-      run(parallel, A.n * cut.chunks, kGrain / (cut.unit * cut.per_chunk * A.c), [&](int64_t b, int64_t e) {
+    if (args.channels_last) {
+      run(parallel, args.n * cut.chunks, kGrain / (cut.unit * cut.per_chunk * args.c), [&](int64_t b, int64_t e) {
         for (int64_t i = b; i < e; ++i)
-          span_chunk_moments(cut, i / cut.chunks, i % cut.chunks, mean + i * A.c, m2 + i * A.c);
+          span_chunk_moments(cut, i / cut.chunks, i % cut.chunks, mean + i * args.c, m2 + i * args.c);
       });
     } else {
       run(parallel, parts, kGrain / (cut.unit * cut.per_chunk), [&](int64_t b, int64_t e) {
         for (int64_t i = b; i < e; ++i) {
           const int64_t k = i % cut.chunks, l0 = cut.begin(cut.first(k)), l1 = cut.end(cut.last(k) - 1);
-          L.line_moments(x(i / cut.chunks, l0), l1 - l0, mean + i, m2 + i);
+          loops.line_moments(x(i / cut.chunks, l0), l1 - l0, mean + i, m2 + i);
         }
       });
     }
     if (failed) return 1;
-    const int64_t group = A.form == kLayerStd ? A.c : 1;  // planes of one statistics group
+    const int64_t group = args.kind == kLayerStd ? args.c : 1;  // planes of one statistics group
     run(parallel, planes / group, 4096 / (group * cut.chunks), [&](int64_t b, int64_t e) {
       for (int64_t i = b; i < e; ++i) {
         Moments m = {0, 0, 0};
         for (int64_t plane = i * group; plane < (i + 1) * group; ++plane)
           for (int64_t k = 0; k < cut.chunks; ++k) {
-            const int64_t at = slot(plane / A.c, plane % A.c, k, cut.chunks);
+            const int64_t at = slot(plane / args.c, plane % args.c, k, cut.chunks);
             m.merge((double)(cut.end(cut.last(k) - 1) - cut.begin(cut.first(k))), mean[at], m2[at]);
           }
-        const Group g = close(A, m);
+        const Group g = close(args, m);
         for (int64_t plane = i * group; plane < (i + 1) * group; ++plane) write_stats(plane, g);
       }
     });
     return 0;
   }
 
-  // ---- reflection padding: rows of `unit` = 1 (planes) or c (channels last) elements a pixel ----
+  // ---- reflection padding: rows of `pixel` = 1 (planes) or c (channels last) elements a pixel ----
   // Column j outside [0, w) shows column -j or 2 (w - 1) - j; rows likewise.
   // the padded rows that show row i besides its own; returns how many
   int mirrors(int64_t i, int64_t* rows) const {
     int count = 0;
-    if (i >= 1 && i <= A.pad) rows[count++] = A.pad - i;
-    if (i <= A.h - 2 && i >= A.h - 1 - A.pad) rows[count++] = A.pad + 2 * (A.h - 1) - i;
+    if (i >= 1 && i <= args.pad) rows[count++] = args.pad - i;
+    if (i <= args.h - 2 && i >= args.h - 1 - args.pad) rows[count++] = args.pad + 2 * (args.h - 1) - i;
     return count;
   }
   // gradient of row i: the sum over everything that shows it, in float32
-  void fold_row(const char* image, int64_t i, int64_t unit, float* out) const {
+  void fold_row(const char* image, int64_t i, int64_t pixel, float* out) const {
     int64_t rows[3];
     const int extra = mirrors(i, rows + 1);
-    rows[0] = i + A.pad;
-    for (int r = 0; r <= extra; ++r) L.fold(image + rows[r] * pw * unit * L.size, A.w, A.pad, unit, r == 0, out);
+    rows[0] = i + args.pad;
+    for (int r = 0; r <= extra; ++r)
+      loops.fold(image + rows[r] * padded_w * pixel * loops.size, args.w, args.pad, pixel, r == 0, out);
   }
 
   int64_t chunk() const {  // positions of one chunk: whole repeats, so that every chunk starts at channel 0
-    if (!A.channels_last) return kLineChunk;
-    const int64_t pixels = kSpanChunk / A.c;
-    return pixels > reps ? pixels / reps * reps : reps;
+    if (!args.channels_last) return kLineChunk;
+    const int64_t pixels = kSpanChunk / args.c;
+    return pixels > repeats ? pixels / repeats * repeats : repeats;
   }
 
   void spread(float* high, float* a, float* b) {  // per-plane coefficients, repeated for few channels
@@ -243,8 +251,8 @@ struct Driver {
       const Group g = read_stats(plane);
       float pa, pb;
       coefficients(plane, g, &pa, &pb);
-      for (int64_t r = 0; r < reps; ++r) {
-        const int64_t at = (plane / A.c) * cr + r * A.c + plane % A.c;
+      for (int64_t r = 0; r < repeats; ++r) {
+        const int64_t at = (plane / args.c) * repeated_c + r * args.c + plane % args.c;
         high[at] = g.high;
         a[at] = pa;
         b[at] = pb;

@@ -8,48 +8,51 @@ struct Forward : Driver {
   using Driver::Driver;
 
   template <class Apply>  // apply(from, to, residual) computes one unpadded row
-  void forward_row(int64_t image, int64_t i, int64_t unit, const char* residual, const Apply& apply) {
-    const int64_t bytes = unit * L.size;
-    char* out = (char*)A.y + image * ph * pw * bytes;
-    char* row = out + (i + A.pad) * pw * bytes;
-    apply((const char*)A.x + (image * l + i * A.w) * bytes, row + A.pad * bytes, residual);
-    if (!A.pad) return;
-    L.mirror(row, A.w, A.pad, unit);
+  void forward_row(int64_t image, int64_t i, int64_t pixel, const char* residual, const Apply& apply) {
+    const int64_t bytes = pixel * loops.size;
+    char* out = (char*)args.y + image * padded_h * padded_w * bytes;
+    char* row = out + (i + args.pad) * padded_w * bytes;
+    apply((const char*)args.x + (image * positions + i * args.w) * bytes, row + args.pad * bytes, residual);
+    if (!args.pad) return;
+    loops.mirror(row, args.w, args.pad, pixel);
     int64_t rows[2];
     const int extra = mirrors(i, rows);
-    for (int r = 0; r < extra; ++r) memcpy(out + rows[r] * pw * bytes, row, (size_t)(pw * bytes));
+    for (int r = 0; r < extra; ++r) memcpy(out + rows[r] * padded_w * bytes, row, (size_t)(padded_w * bytes));
   }
   const char* residual_row(int64_t n, int64_t c, int64_t i) const {
-    if (!A.residual) return nullptr;
-    return (const char*)A.residual + (n * A.residual_n + c * A.residual_c + i * A.residual_h) * L.size;
+    if (!args.residual) return nullptr;
+    return (const char*)args.residual + (n * args.residual_n + c * args.residual_c + i * args.residual_h) * loops.size;
   }
 
-  void forward_lines(const Cut& cut, bool by_rows, int64_t plane, int64_t u0, int64_t u1, const Group& g) {
+  void forward_lines(const Cut& cut, bool by_rows, int64_t plane, int64_t begin_unit, int64_t end_unit, const Group& g) {
     float a, b;
     coefficients(plane, g, &a, &b);
-    const auto loop = L.line_forward[A.activation][A.residual != nullptr];
-    for (int64_t u = u0; u < u1; ++u) {
+    const auto loop = loops.line_forward[args.activation][args.residual != nullptr];
+    for (int64_t unit = begin_unit; unit < end_unit; ++unit) {
       if (by_rows) {
-        forward_row(plane, u, 1, residual_row(plane / A.c, plane % A.c, u), [&](const char* from, char* to, const char* res) {
-          loop(from, res, to, A.w, g.high, a, b, A.slope);
+        const char* residual = residual_row(plane / args.c, plane % args.c, unit);
+        forward_row(plane, unit, 1, residual, [&](const char* from, char* to, const char* res) {
+          loop(from, res, to, args.w, g.high, a, b, args.slope);
         });
       } else {
-        const int64_t l0 = cut.begin(u), at = (plane * l + l0) * L.size;
-        loop(x(plane, l0), A.residual ? (const char*)A.residual + at : nullptr, (char*)A.y + at, cut.end(u) - l0, g.high, a,
-             b, A.slope);
+        const int64_t l0 = cut.begin(unit), at = (plane * positions + l0) * loops.size;
+        loop(x(plane, l0), args.residual ? (const char*)args.residual + at : nullptr, (char*)args.y + at,
+             cut.end(unit) - l0, g.high, a, b, args.slope);
       }
     }
   }
 
   int run_all() {
-    const bool dense = !A.residual || (A.channels_last ? A.residual_h == A.w * A.c && A.residual_n == l * A.c
-                                                       : A.residual_h == A.w && A.residual_c == l && A.residual_n == l * A.c);
-    const bool by_rows = A.pad > 0 || !dense;
-    const Cut cut(A, by_rows, chunk());
+    const bool dense_rows = args.residual_n == positions * args.c &&
+                            (args.channels_last ? args.residual_h == args.w * args.c
+                                                : args.residual_h == args.w && args.residual_c == positions);
+    const bool dense = !args.residual || dense_rows;
+    const bool by_rows = args.pad > 0 || !dense;
+    const Cut cut(args, by_rows, chunk());
     if (plane_per_task(cut)) {
-      run(parallel, planes, kGrain / l, [&](int64_t b, int64_t e) {
+      run(parallel, planes, kGrain / positions, [&](int64_t b, int64_t e) {
         for (int64_t plane = b; plane < e; ++plane) {
-          const Group g = close(A, plane_moments(cut, plane));
+          const Group g = close(args, plane_moments(cut, plane));
           write_stats(plane, g);
           forward_lines(cut, by_rows, plane, 0, cut.units, g);
         }
@@ -57,7 +60,7 @@ struct Forward : Driver {
       return 0;
     }
     if (all_stats(cut)) return 1;
-    if (!A.channels_last) {
+    if (!args.channels_last) {
       run(parallel, planes * cut.chunks, kGrain / (cut.unit * cut.per_chunk), [&](int64_t b, int64_t e) {
         for (int64_t i = b; i < e; ++i) {
           const int64_t plane = i / cut.chunks, k = i % cut.chunks;
@@ -66,27 +69,28 @@ struct Forward : Driver {
       });
       return 0;
     }
-    Scratch work(3 * A.n * cr * 4);
+    Scratch work(3 * args.n * repeated_c * 4);
     if (!work.p) return 1;
-    float *high = work.floats(), *a = high + A.n * cr, *b = a + A.n * cr;
+    float *high = work.floats(), *a = high + args.n * repeated_c, *b = a + args.n * repeated_c;
     spread(high, a, b);
-    const auto loop = L.span_forward[A.activation][A.residual != nullptr];
-    run(parallel, A.n * cut.chunks, kGrain / (cut.unit * cut.per_chunk * A.c), [&](int64_t from_i, int64_t to_i) {
+    const auto loop = loops.span_forward[args.activation][args.residual != nullptr];
+    run(parallel, args.n * cut.chunks, kGrain / (cut.unit * cut.per_chunk * args.c), [&](int64_t from_i, int64_t to_i) {
       for (int64_t i = from_i; i < to_i; ++i) {
-        const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * cr;
+        const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * repeated_c;
         auto span = [&](const char* from, const char* res, char* to, int64_t pixels) {
-          const int64_t rows = pixels / reps, tail = (pixels % reps) * A.c, skip = rows * cr * L.size;
-          loop(from, res, to, rows, cr, high + at, a + at, b + at, A.slope);
-          if (tail) loop(from + skip, res ? res + skip : nullptr, to + skip, 1, tail, high + at, a + at, b + at, A.slope);
+          const int64_t rows = pixels / repeats, tail = (pixels % repeats) * args.c, skip = rows * repeated_c * loops.size;
+          loop(from, res, to, rows, repeated_c, high + at, a + at, b + at, args.slope);
+          if (tail)
+            loop(from + skip, res ? res + skip : nullptr, to + skip, 1, tail, high + at, a + at, b + at, args.slope);
         };
-        for (int64_t u = cut.first(k); u < cut.last(k); ++u) {
+        for (int64_t unit = cut.first(k); unit < cut.last(k); ++unit) {
           if (by_rows) {
-            forward_row(n, u, A.c, residual_row(n, 0, u),
-                        [&](const char* from, char* to, const char* res) { span(from, res, to, A.w); });
+            forward_row(n, unit, args.c, residual_row(n, 0, unit),
+                        [&](const char* from, char* to, const char* res) { span(from, res, to, args.w); });
           } else {
-            const int64_t l0 = cut.begin(u), byte = (n * l + l0) * A.c * L.size;
-            span((const char*)A.x + byte, A.residual ? (const char*)A.residual + byte : nullptr, (char*)A.y + byte,
-                 cut.end(u) - l0);
+            const int64_t l0 = cut.begin(unit), byte = (n * positions + l0) * args.c * loops.size;
+            span((const char*)args.x + byte, args.residual ? (const char*)args.residual + byte : nullptr,
+                 (char*)args.y + byte, cut.end(unit) - l0);
           }
         }
       }
@@ -99,90 +103,97 @@ struct Backward : Driver {
   using Driver::Driver;
 
   // sums[0] = sum g', sums[1] = sum g' x_hat of every plane -> parameter gradients and p, q, r of dx = g' p + d q + r
-  struct Pull {
+  struct DxCoefficients {
     float p, q, r;
   };
-  Pull coefficients_back(int64_t plane, const Group& g, double g_sum, double gx_sum, double n) const {
-    const double k = pull(A, n, g.var, g.rstd) * gx_sum, rstd = g.rstd;
-    return {(float)(rstd * scale(plane / A.c, plane % A.c)), (float)(-k * rstd), (float)(-rstd * g_sum / n + k * rstd * g.low)};
+  DxCoefficients dx_coefficients(int64_t plane, const Group& g, double g_sum, double gx_sum, double n) const {
+    const double k = deviation_factor(args, n, g.var, g.rstd) * gx_sum, rstd = g.rstd;
+    return {(float)(rstd * scale(plane / args.c, plane % args.c)), (float)(-k * rstd),
+            (float)(-rstd * g_sum / n + k * rstd * g.low)};
   }
   void parameter_gradients(const double* s0, const double* s1) const {
-    if (!A.grad_scale && !A.grad_shift) return;
-    const int64_t rows = A.per_sample ? A.n : 1, inner = A.per_sample ? 1 : A.n;
-    for (int64_t i = 0; i < rows * A.c; ++i) {
+    if (!args.grad_scale && !args.grad_shift) return;
+    const int64_t rows = args.per_sample ? args.n : 1, inner = args.per_sample ? 1 : args.n;
+    for (int64_t i = 0; i < rows * args.c; ++i) {
       double g = 0, gx = 0;
       for (int64_t j = 0; j < inner; ++j) {
-        g += s0[i + j * A.c];
-        gx += s1[i + j * A.c];
+        g += s0[i + j * args.c];
+        gx += s1[i + j * args.c];
       }
-      if (A.grad_scale) A.grad_scale[i] = (float)gx;
-      if (A.grad_shift) A.grad_shift[i] = (float)g;
+      if (args.grad_scale) args.grad_scale[i] = (float)gx;
+      if (args.grad_shift) args.grad_shift[i] = (float)g;
     }
   }
   void group_sums(int64_t plane, const double* s0, const double* s1, double* g_sum, double* gx_sum) const {
-    const int64_t first = A.form == kLayerStd ? plane / A.c * A.c : plane, count = A.form == kLayerStd ? A.c : 1;
+    const bool whole_sample = args.kind == kLayerStd;
+    const int64_t first = whole_sample ? plane / args.c * args.c : plane, count = whole_sample ? args.c : 1;
     *g_sum = *gx_sum = 0;
     for (int64_t i = first; i < first + count; ++i) {
-      *g_sum += scale(i / A.c, i % A.c) * s0[i];
-      *gx_sum += scale(i / A.c, i % A.c) * s1[i];
+      *g_sum += scale(i / args.c, i % args.c) * s0[i];
+      *gx_sum += scale(i / args.c, i % args.c) * s1[i];
     }
   }
 
-  // Calls f(x, gradient, dx, positions) over units [u0, u1). With padding the gradient is folded into `fold` before, many
-  // rows at a time: short rows one by one would cost more calls than arithmetic. `first` tells the first sweep, which
-  // also writes the residual's gradient, from the second.
+  // Calls f(x, gradient, dx, positions) over units [begin_unit, end_unit). With padding the gradient is folded into `fold`
+  // before, many rows at a time: short rows one by one would cost more calls than arithmetic. `first` tells the first
+  // sweep, which also writes the residual's gradient, from the second.
   template <class F>
-  void each_unit(const Cut& cut, int64_t image, int64_t u0, int64_t u1, int64_t unit, float* fold, bool first, const F& f) {
-    const int64_t step = A.pad ? fold_rows(unit) : 1, row = A.w * unit;  // the same for any number of threads
-    for (int64_t u = u0; u < u1; u += step) {
-      const int64_t last = u + step < u1 ? u + step : u1, l0 = cut.begin(u), count = cut.end(last - 1) - l0;
-      const int64_t at = (image * l + l0) * unit * L.size;
-      const char* g = (const char*)A.grad + at;
-      if (A.pad) {
-        float* rows = keep_folded ? fold + u * row : fold;
+  void each_unit(const Cut& cut, int64_t image, int64_t begin_unit, int64_t end_unit, int64_t pixel, float* fold, bool first,
+                 const F& f) {
+    const int64_t step = args.pad ? fold_rows(pixel) : 1, row = args.w * pixel;  // the same for any number of threads
+    for (int64_t unit = begin_unit; unit < end_unit; unit += step) {
+      const int64_t last = unit + step < end_unit ? unit + step : end_unit;
+      const int64_t l0 = cut.begin(unit), count = cut.end(last - 1) - l0;
+      const int64_t at = (image * positions + l0) * pixel * loops.size;
+      const char* g = (const char*)args.grad + at;
+      if (args.pad) {
+        const char* padded = (const char*)args.grad + image * padded_h * padded_w * pixel * loops.size;
+        float* rows = keep_folded ? fold + unit * row : fold;
         if (first || !keep_folded)
-          for (int64_t i = u; i < last; ++i)
-            fold_row((const char*)A.grad + image * ph * pw * unit * L.size, i, unit, rows + (i - u) * row);
-        if (first && A.grad_residual) L.narrow(rows, count * unit, (char*)A.grad_residual + at);
+          for (int64_t i = unit; i < last; ++i) fold_row(padded, i, pixel, rows + (i - unit) * row);
+        if (first && args.grad_residual) loops.narrow(rows, count * pixel, (char*)args.grad_residual + at);
         g = (const char*)rows;
       }
-      f((const char*)A.x + at, g, (char*)A.grad_x + at, count);
+      f((const char*)args.x + at, g, (char*)args.grad_x + at, count);
     }
   }
   // A plane in one task keeps its folded gradient between the sweeps while it fits a second-level cache (256 KB).
   bool keep_folded = false;
-  int64_t fold_rows(int64_t unit) const { return 4096 / (A.w * unit) > 1 ? 4096 / (A.w * unit) : 1; }
+  int64_t fold_rows(int64_t pixel) const { return 4096 / (args.w * pixel) > 1 ? 4096 / (args.w * pixel) : 1; }
 
-  void sum_lines(const Cut& cut, int64_t plane, int64_t u0, int64_t u1, const Group& g, float* row, double* sums) {
+  void sum_lines(const Cut& cut, int64_t plane, int64_t begin_unit, int64_t end_unit, const Group& g, float* row,
+                 double* sums) {
     float a, b;
     coefficients(plane, g, &a, &b);
-    const auto loop = L.line_sums[A.activation][A.pad > 0];
+    const auto loop = loops.line_sums[args.activation][args.pad > 0];
     double s[2] = {0, 0};
-    each_unit(cut, plane, u0, u1, 1, row, true, [&](const char* x_, const char* g_, char*, int64_t n) {
-      loop(x_, g_, n, g.high, a, b, A.slope, s);
+    each_unit(cut, plane, begin_unit, end_unit, 1, row, true, [&](const char* x_, const char* g_, char*, int64_t n) {
+      loop(x_, g_, n, g.high, a, b, args.slope, s);
     });
     sums[0] = s[0];
     sums[1] = (s[1] - (double)g.low * s[0]) * g.rstd;
   }
-  void backward_lines(const Cut& cut, int64_t plane, int64_t u0, int64_t u1, const Group& g, float* row, const Pull& k) {
+  void backward_lines(const Cut& cut, int64_t plane, int64_t begin_unit, int64_t end_unit, const Group& g, float* row,
+                      const DxCoefficients& k) {
     float a, b;
     coefficients(plane, g, &a, &b);
-    const auto loop = L.line_backward[A.activation][A.pad > 0];
-    each_unit(cut, plane, u0, u1, 1, row, false, [&](const char* x_, const char* g_, char* dx, int64_t n) {
-      loop(x_, g_, dx, n, g.high, a, b, A.slope, k.p, k.q, k.r);
+    const auto loop = loops.line_backward[args.activation][args.pad > 0];
+    each_unit(cut, plane, begin_unit, end_unit, 1, row, false, [&](const char* x_, const char* g_, char* dx, int64_t n) {
+      loop(x_, g_, dx, n, g.high, a, b, args.slope, k.p, k.q, k.r);
     });
   }
 
   int run_all() {
-    const Cut cut(A, A.pad > 0, chunk());
-    keep_folded = A.pad && plane_per_task(cut) && l <= 65536;
-    const int64_t pixel = A.channels_last ? A.c : 1, row_bytes = A.pad ? (keep_folded ? A.h : fold_rows(pixel)) * A.w * pixel * 4 : 1;
-    const double n_group = (double)l * (A.form == kLayerStd ? A.c : 1);
+    const Cut cut(args, args.pad > 0, chunk());
+    keep_folded = args.pad && plane_per_task(cut) && positions <= 65536;
+    const int64_t pixel = args.channels_last ? args.c : 1;
+    const int64_t row_bytes = args.pad ? (keep_folded ? args.h : fold_rows(pixel)) * args.w * pixel * 4 : 1;
+    const double n_group = (double)positions * (args.kind == kLayerStd ? args.c : 1);
     Scratch work(2 * planes * 8);
     if (!work.p) return 1;
     double *s0 = work.doubles(), *s1 = s0 + planes;
     if (plane_per_task(cut)) {
-      run(parallel, planes, kGrain / l, [&](int64_t b, int64_t e) {
+      run(parallel, planes, kGrain / positions, [&](int64_t b, int64_t e) {
         Scratch row(row_bytes);
         if (!row.p) {
           failed = 1;
@@ -201,7 +212,7 @@ struct Backward : Driver {
           s1[plane] = total[1];
           double g_sum, gx_sum;
           group_sums(plane, s0, s1, &g_sum, &gx_sum);
-          backward_lines(cut, plane, 0, cut.units, g, row.floats(), coefficients_back(plane, g, g_sum, gx_sum, n_group));
+          backward_lines(cut, plane, 0, cut.units, g, row.floats(), dx_coefficients(plane, g, g_sum, gx_sum, n_group));
         }
       });
       if (failed) return 1;
@@ -212,7 +223,7 @@ struct Backward : Driver {
     Scratch partial(2 * parts * 8);
     if (!partial.p) return 1;
     double *p0 = partial.doubles(), *p1 = p0 + parts;
-    return A.channels_last ? backward_spans(cut, row_bytes, n_group, s0, s1, p0, p1)
+    return args.channels_last ? backward_spans(cut, row_bytes, n_group, s0, s1, p0, p1)
                            : backward_chunks(cut, row_bytes, n_group, s0, s1, p0, p1);
   }
 
@@ -220,7 +231,7 @@ struct Backward : Driver {
     for (int64_t plane = 0; plane < planes; ++plane) {
       s0[plane] = s1[plane] = 0;
       for (int64_t k = 0; k < cut.chunks; ++k) {
-        const int64_t at = slot(plane / A.c, plane % A.c, k, cut.chunks);
+        const int64_t at = slot(plane / args.c, plane % args.c, k, cut.chunks);
         s0[plane] += p0[at];
         s1[plane] += p1[at];
       }
@@ -258,47 +269,48 @@ struct Backward : Driver {
         double g_sum, gx_sum;
         group_sums(plane, s0, s1, &g_sum, &gx_sum);
         backward_lines(cut, plane, cut.first(k), cut.last(k), g, row.floats(),
-                       coefficients_back(plane, g, g_sum, gx_sum, n_group));
+                       dx_coefficients(plane, g, g_sum, gx_sum, n_group));
       }
     });
     return failed;
   }
 
   int backward_spans(const Cut& cut, int64_t row_bytes, double n_group, double* s0, double* s1, double* p0, double* p1) {
-    const int64_t each = A.n * cr, grain = kGrain / (cut.unit * cut.per_chunk * A.c);
+    const int64_t each = args.n * repeated_c, grain = kGrain / (cut.unit * cut.per_chunk * args.c);
     Scratch work(6 * each * 4);
     if (!work.p) return 1;
     float *high = work.floats(), *a = high + each, *b = a + each, *p = b + each, *q = p + each, *r = q + each;
     spread(high, a, b);
-    const auto sums = L.span_sums[A.activation][A.pad > 0];
-    const auto loop = L.span_backward[A.activation][A.pad > 0];
-    const int64_t g_size = A.pad ? 4 : L.size;
-    run(parallel, A.n * cut.chunks, grain, [&](int64_t from, int64_t to) {
-      Scratch row(row_bytes), total(2 * cr * 8);
+    const auto sums = loops.span_sums[args.activation][args.pad > 0];
+    const auto loop = loops.span_backward[args.activation][args.pad > 0];
+    const int64_t g_size = args.pad ? 4 : loops.size;
+    run(parallel, args.n * cut.chunks, grain, [&](int64_t from, int64_t to) {
+      Scratch row(row_bytes), total(2 * repeated_c * 8);
       if (!row.p || !total.p) {
         failed = 1;
         return;
       }
-      double *t0 = total.doubles(), *t1 = t0 + cr;
+      double *t0 = total.doubles(), *t1 = t0 + repeated_c;
       for (int64_t i = from; i < to; ++i) {
-        const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * cr;
-        for (int64_t j = 0; j < 2 * cr; ++j) t0[j] = 0;
-        each_unit(cut, n, cut.first(k), cut.last(k), A.c, row.floats(), true,
+        const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * repeated_c;
+        for (int64_t j = 0; j < 2 * repeated_c; ++j) t0[j] = 0;
+        each_unit(cut, n, cut.first(k), cut.last(k), args.c, row.floats(), true,
                   [&](const char* x_, const char* g_, char*, int64_t pixels) {
-                    const int64_t rows = pixels / reps, tail = (pixels % reps) * A.c, skip = rows * cr;
-                    sums(x_, g_, rows, cr, high + at, a + at, b + at, A.slope, t0, t1);
+                    const int64_t rows = pixels / repeats, tail = (pixels % repeats) * args.c, skip = rows * repeated_c;
+                    sums(x_, g_, rows, repeated_c, high + at, a + at, b + at, args.slope, t0, t1);
                     if (tail)
-                      sums(x_ + skip * L.size, g_ + skip * g_size, 1, tail, high + at, a + at, b + at, A.slope, t0, t1);
+                      sums(x_ + skip * loops.size, g_ + skip * g_size, 1, tail, high + at, a + at, b + at, args.slope, t0,
+                           t1);
                   });
-        for (int64_t c = 0; c < A.c; ++c) {
+        for (int64_t c = 0; c < args.c; ++c) {
           double g_sum = 0, gd_sum = 0;
-          for (int64_t j = 0; j < reps; ++j) {
-            g_sum += t0[j * A.c + c];
-            gd_sum += t1[j * A.c + c];
+          for (int64_t j = 0; j < repeats; ++j) {
+            g_sum += t0[j * args.c + c];
+            gd_sum += t1[j * args.c + c];
           }
-          const Group s = read_stats(n * A.c + c);
-          p0[i * A.c + c] = g_sum;
-          p1[i * A.c + c] = (gd_sum - (double)s.low * g_sum) * s.rstd;
+          const Group s = read_stats(n * args.c + c);
+          p0[i * args.c + c] = g_sum;
+          p1[i * args.c + c] = (gd_sum - (double)s.low * g_sum) * s.rstd;
         }
       }
     });
@@ -307,30 +319,30 @@ struct Backward : Driver {
     parameter_gradients(s0, s1);
     double g_sum = 0, gx_sum = 0;
     for (int64_t plane = 0; plane < planes; ++plane) {
-      if (A.form != kLayerStd || plane % A.c == 0) group_sums(plane, s0, s1, &g_sum, &gx_sum);
-      const Pull k = coefficients_back(plane, read_stats(plane), g_sum, gx_sum, n_group);
-      for (int64_t j = 0; j < reps; ++j) {
-        const int64_t at = (plane / A.c) * cr + j * A.c + plane % A.c;
+      if (args.kind != kLayerStd || plane % args.c == 0) group_sums(plane, s0, s1, &g_sum, &gx_sum);
+      const DxCoefficients k = dx_coefficients(plane, read_stats(plane), g_sum, gx_sum, n_group);
+      for (int64_t j = 0; j < repeats; ++j) {
+        const int64_t at = (plane / args.c) * repeated_c + j * args.c + plane % args.c;
         p[at] = k.p;
         q[at] = k.q;
         r[at] = k.r;
       }
     }
-    run(parallel, A.n * cut.chunks, grain, [&](int64_t from, int64_t to) {
+    run(parallel, args.n * cut.chunks, grain, [&](int64_t from, int64_t to) {
       Scratch row(row_bytes);
       if (!row.p) {
         failed = 1;
         return;
       }
       for (int64_t i = from; i < to; ++i) {
-        const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * cr;
-        each_unit(cut, n, cut.first(k), cut.last(k), A.c, row.floats(), false,
+        const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * repeated_c;
+        each_unit(cut, n, cut.first(k), cut.last(k), args.c, row.floats(), false,
                   [&](const char* x_, const char* g_, char* dx, int64_t pixels) {
-                    const int64_t rows = pixels / reps, tail = (pixels % reps) * A.c, skip = rows * cr;
-                    loop(x_, g_, dx, rows, cr, high + at, a + at, b + at, p + at, q + at, r + at, A.slope);
+                    const int64_t rows = pixels / repeats, tail = (pixels % repeats) * args.c, skip = rows * repeated_c;
+                    loop(x_, g_, dx, rows, repeated_c, high + at, a + at, b + at, p + at, q + at, r + at, args.slope);
                     if (tail)
-                      loop(x_ + skip * L.size, g_ + skip * g_size, dx + skip * L.size, 1, tail, high + at, a + at, b + at,
-                           p + at, q + at, r + at, A.slope);
+                      loop(x_ + skip * loops.size, g_ + skip * g_size, dx + skip * loops.size, 1, tail, high + at, a + at,
+                           b + at, p + at, q + at, r + at, args.slope);
                   });
       }
     });
@@ -343,53 +355,55 @@ struct MomentsBackward : Driver {
 
   // gradient of a plane's own mean and deviation: the style side of AdaIN
   int run_all() {
-    const Cut cut(A, false, chunk());
-    const double n = (double)l;
-    Scratch work(3 * A.n * cr * 4);
+    const Cut cut(args, false, chunk());
+    const double n = (double)positions;
+    Scratch work(3 * args.n * repeated_c * 4);
     if (!work.p) return 1;
-    float *high = work.floats(), *q = high + A.n * cr, *r = q + A.n * cr;
+    float *high = work.floats(), *q = high + args.n * repeated_c, *r = q + args.n * repeated_c;
     for (int64_t plane = 0; plane < planes; ++plane) {
       const Group g = read_stats(plane);
-      const double slope = (double)A.grad_std[plane] * g.rstd / (n - 1);
-      for (int64_t j = 0; j < reps; ++j) {
-        const int64_t at = (plane / A.c) * cr + j * A.c + plane % A.c;
+      const double slope = (double)args.grad_std[plane] * g.rstd / (n - 1);
+      for (int64_t j = 0; j < repeats; ++j) {
+        const int64_t at = (plane / args.c) * repeated_c + j * args.c + plane % args.c;
         high[at] = g.high;
         q[at] = (float)slope;
-        r[at] = (float)((double)A.grad_mean[plane] / n - slope * g.low);
+        r[at] = (float)((double)args.grad_mean[plane] / n - slope * g.low);
       }
     }
-    const int64_t tasks = A.channels_last ? A.n * cut.chunks : planes * cut.chunks;
-    run(parallel, tasks, kGrain / (cut.unit * (A.channels_last ? A.c : 1)), [&](int64_t b, int64_t e) {
+    const int64_t tasks = args.channels_last ? args.n * cut.chunks : planes * cut.chunks;
+    run(parallel, tasks, kGrain / (cut.unit * (args.channels_last ? args.c : 1)), [&](int64_t b, int64_t e) {
       for (int64_t i = b; i < e; ++i) {
         const int64_t image = i / cut.chunks, l0 = cut.begin(i % cut.chunks), l1 = cut.end(i % cut.chunks);
-        if (!A.channels_last) {
-          L.line_affine(x(image, l0), (char*)A.grad_x + (image * l + l0) * L.size, l1 - l0, high[image], q[image], r[image]);
+        if (!args.channels_last) {
+          char* dx = (char*)args.grad_x + (image * positions + l0) * loops.size;
+          loops.line_affine(x(image, l0), dx, l1 - l0, high[image], q[image], r[image]);
           continue;
         }
-        const int64_t byte = (image * l + l0) * A.c * L.size, rows = (l1 - l0) / reps, at = image * cr;
-        const int64_t tail = ((l1 - l0) % reps) * A.c, skip = rows * cr * L.size;
-        const char* from = (const char*)A.x + byte;
-        char* to = (char*)A.grad_x + byte;
-        L.span_affine(from, to, rows, cr, high + at, q + at, r + at);
-        if (tail) L.span_affine(from + skip, to + skip, 1, tail, high + at, q + at, r + at);
+        const int64_t byte = (image * positions + l0) * args.c * loops.size;
+        const int64_t rows = (l1 - l0) / repeats, at = image * repeated_c;
+        const int64_t tail = ((l1 - l0) % repeats) * args.c, skip = rows * repeated_c * loops.size;
+        const char* from = (const char*)args.x + byte;
+        char* to = (char*)args.grad_x + byte;
+        loops.span_affine(from, to, rows, repeated_c, high + at, q + at, r + at);
+        if (tail) loops.span_affine(from + skip, to + skip, 1, tail, high + at, q + at, r + at);
       }
     });
     return 0;
   }
 };
 
-const Loops& loops(const NormArgs& A) {
+const Loops& loops_of(const NormArgs& args) {
   static const Loops records[3] = {Untyped<float>::record(), Untyped<bf16>::record(), Untyped<f16>::record()};
-  return records[A.dtype];
+  return records[args.dtype];
 }
 
-int forward(const NormArgs& A, ParallelFor p) { return Forward(A, loops(A), p).run_all(); }
-int backward(const NormArgs& A, ParallelFor p) { return Backward(A, loops(A), p).run_all(); }
-int moments(const NormArgs& A, ParallelFor p) {
-  Driver d(A, loops(A), p);
-  return d.all_stats(Cut(A, false, d.chunk()));
+int forward(const NormArgs& args, ParallelFor p) { return Forward(args, loops_of(args), p).run_all(); }
+int backward(const NormArgs& args, ParallelFor p) { return Backward(args, loops_of(args), p).run_all(); }
+int moments(const NormArgs& args, ParallelFor p) {
+  Driver d(args, loops_of(args), p);
+  return d.all_stats(Cut(args, false, d.chunk()));
 }
-int moments_backward(const NormArgs& A, ParallelFor p) { return MomentsBackward(A, loops(A), p).run_all(); }
+int moments_backward(const NormArgs& args, ParallelFor p) { return MomentsBackward(args, loops_of(args), p).run_all(); }
 
 }  // namespace
 

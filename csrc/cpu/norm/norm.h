@@ -3,7 +3,7 @@
 
 #include "common/parallel.h"
 
-enum NormForm { kInstance = 0, kInstanceUnbiased = 1, kLayerStd = 2 };
+enum NormKind { kInstance = 0, kInstanceUnbiased = 1, kLayerStd = 2 };
 enum Activation { kNone = 0, kRelu = 1, kLeakyRelu = 2, kTanh = 3 };
 
 struct NormArgs {
@@ -11,7 +11,7 @@ struct NormArgs {
   int64_t pad;             // reflection padding of the output, each side
   int64_t channels_last;   // memory order of x, y and the gradients: 0 = (n, c, h, w), 1 = (n, h, w, c)
   int64_t dtype;           // of x, residual, y and the gradients; everything else is float32
-  int64_t form;            // NormForm
+  int64_t kind;            // NormKind
   int64_t activation;      // Activation
   int64_t per_sample;      // scale and shift hold n * c values (1) or c (0)
   int64_t threads;         // upper bound, to decide how to cut the work; the result does not depend on it

@@ -26,13 +26,13 @@ int64_t offset(const PatchMap& m, int64_t n, int64_t c, int64_t id) {
 
 // Tasks of all maps in one row: per_map(map) of each; f(map index, task of that map).
 template <class Count, class F>
-void run_maps(const PatchesArgs& A, ParallelFor parallel, int64_t grain, Count per_map, F f) {
+void run_maps(const PatchesArgs& args, ParallelFor parallel, int64_t grain, Count per_map, F f) {
   int64_t total = 0;
-  for (int64_t i = 0; i < A.count; ++i) total += per_map(A.maps[i]);
+  for (int64_t i = 0; i < args.count; ++i) total += per_map(args.maps[i]);
   run(parallel, total, grain, [&](int64_t begin, int64_t end) {
     int64_t first = 0;
-    for (int64_t i = 0; i < A.count && first < end; ++i) {
-      const int64_t tasks = per_map(A.maps[i]);
+    for (int64_t i = 0; i < args.count && first < end; ++i) {
+      const int64_t tasks = per_map(args.maps[i]);
       for (int64_t t = begin > first ? begin : first; t < end && t < first + tasks; ++t) f(i, t - first);
       first += tasks;
     }
@@ -56,12 +56,12 @@ void gather_task(const PatchMap& m, int64_t n, int64_t c0, int64_t p0) {
   }
 }
 
-int gather(const PatchesArgs& A, ParallelFor parallel) {
+int gather(const PatchesArgs& args, ParallelFor parallel) {
   const auto pieces = [](const PatchMap& m) { return divide_up(m.p, kPatches); };
   run_maps(
-      A, parallel, kElements / (kApart * kPatches), [&](const PatchMap& m) { return m.n * blocks(m) * pieces(m); },
+      args, parallel, kElements / (kApart * kPatches), [&](const PatchMap& m) { return m.n * blocks(m) * pieces(m); },
       [&](int64_t i, int64_t task) {
-        const PatchMap& m = A.maps[i];
+        const PatchMap& m = args.maps[i];
         const int64_t p0 = task % pieces(m) * kPatches;
         task /= pieces(m);
         const int64_t c0 = task % blocks(m) * block(m);
@@ -127,19 +127,19 @@ void scatter_task(const PatchMap& m, const Chains& chains, int64_t n, int64_t c0
   }
 }
 
-int scatter(const PatchesArgs& A, ParallelFor parallel) {
+int scatter(const PatchesArgs& args, ParallelFor parallel) {
   int64_t patches = 0, slots = 1;
-  for (int64_t i = 0; i < A.count; ++i) {
-    if (A.maps[i].unique) continue;
-    patches += A.maps[i].p;
-    while (slots < 2 * A.maps[i].p) slots *= 2;
+  for (int64_t i = 0; i < args.count; ++i) {
+    if (args.maps[i].unique) continue;
+    patches += args.maps[i].p;
+    while (slots < 2 * args.maps[i].p) slots *= 2;
   }
-  Scratch chains(A.count * (int64_t)sizeof(Chains)), links((2 * patches + slots) * (int64_t)sizeof(int32_t));
+  Scratch chains(args.count * (int64_t)sizeof(Chains)), links((2 * patches + slots) * (int64_t)sizeof(int32_t));
   if (!chains.p || !links.p) return 1;
   Chains* of = (Chains*)chains.p;
   int32_t *table = (int32_t*)links.p, *free = table + slots;
-  for (int64_t i = 0; i < A.count; ++i) {
-    const PatchMap& m = A.maps[i];
+  for (int64_t i = 0; i < args.count; ++i) {
+    const PatchMap& m = args.maps[i];
     of[i] = {nullptr, nullptr};
     if (m.unique) continue;
     of[i] = {free, free + m.p};
@@ -147,15 +147,15 @@ int scatter(const PatchesArgs& A, ParallelFor parallel) {
     link(m, of[i], table, slots);
   }
   run_maps(
-      A, parallel, 1, [](const PatchMap& m) { return divide_up(m.zero, kFill); },
+      args, parallel, 1, [](const PatchMap& m) { return divide_up(m.zero, kFill); },
       [&](int64_t i, int64_t task) {
-        const int64_t at = task * kFill, left = A.maps[i].zero - at;
-        memset((char*)A.maps[i].map + at, 0, (size_t)(left < kFill ? left : kFill));
+        const int64_t at = task * kFill, left = args.maps[i].zero - at;
+        memset((char*)args.maps[i].map + at, 0, (size_t)(left < kFill ? left : kFill));
       });
   run_maps(
-      A, parallel, kElements / (kApart * kPatches), [](const PatchMap& m) { return m.n * blocks(m); },
+      args, parallel, kElements / (kApart * kPatches), [](const PatchMap& m) { return m.n * blocks(m); },
       [&](int64_t i, int64_t task) {
-        const PatchMap& m = A.maps[i];
+        const PatchMap& m = args.maps[i];
         const int64_t n = task / blocks(m), c0 = task % blocks(m) * block(m);
         if (m.dtype == kFloat32)
           scatter_task<float>(m, of[i], n, c0);

@@ -98,7 +98,8 @@ struct Line {
   bool shifted;  // the regular columns are those of the input, so that they make one long pixel
   Columns columns;
 
-  Line(const ResampleArgs& A) : axis(A.columns), inner(A.channels_last ? A.c : 1), columns(columns_of(A.columns)) {
+  Line(const ResampleArgs& args)
+      : axis(args.columns), inner(args.channels_last ? args.c : 1), columns(columns_of(args.columns)) {
     high = columns.low + columns.groups * columns.phases;
     shifted = columns.groups && columns.step == 1 && columns.phases == 1 && columns.reach == 1 && columns.weight[0][0] == 1.0f;
   }
@@ -130,39 +131,40 @@ struct Line {
 };
 
 template <class T>
-void lines(const ResampleArgs& A, int64_t begin, int64_t end) {
-  const Line<T> line(A);
-  const int64_t height = A.rows.outputs, planes = A.channels_last ? 1 : A.c, length = A.columns.outputs * line.inner;
-  const bool copy = line.shifted && copies(A.rows) && copies(A.columns);
+void lines(const ResampleArgs& args, int64_t begin, int64_t end) {
+  const Line<T> line(args);
+  const int64_t height = args.rows.outputs, planes = args.channels_last ? 1 : args.c;
+  const int64_t length = args.columns.outputs * line.inner;
+  const bool copy = line.shifted && copies(args.rows) && copies(args.columns);
   int64_t plane = begin / height, i = begin % height;
-  T* y = (T*)A.y + begin * length;
+  T* y = (T*)args.y + begin * length;
   for (int64_t task = begin; task < end; ++plane, i = 0) {
-    const T* x = (const T*)A.x + plane / planes * A.sn + plane % planes * A.sc;
+    const T* x = (const T*)args.x + plane / planes * args.sn + plane % planes * args.sc;
     for (; i < height && task < end; ++i, ++task, y += length) {
-      const int32_t from = A.rows.first[i], to = A.rows.first[i + 1];
+      const int32_t from = args.rows.first[i], to = args.rows.first[i + 1];
       if (copy) {
-        line.copy(x + A.rows.index[from] * A.sh, y);
+        line.copy(x + args.rows.index[from] * args.sh, y);
         continue;
       }
       Rows<T> rows;
       rows.count = to - from;
       for (int r = 0; r < rows.count; ++r)
-        rows.row[r] = {x + A.rows.index[from + r] * A.sh, A.rows.weight[from + r]};
+        rows.row[r] = {x + args.rows.index[from + r] * args.sh, args.rows.weight[from + r]};
       line.sum(rows, y);
     }
   }
 }
 
-int apply(const ResampleArgs& A, ParallelFor parallel) {
-  const int64_t rows = A.n * (A.channels_last ? 1 : A.c) * A.rows.outputs;
-  const int64_t length = A.columns.outputs * (A.channels_last ? A.c : 1);
+int apply(const ResampleArgs& args, ParallelFor parallel) {
+  const int64_t rows = args.n * (args.channels_last ? 1 : args.c) * args.rows.outputs;
+  const int64_t length = args.columns.outputs * (args.channels_last ? args.c : 1);
   run(parallel, rows, kGrain / (length > 0 ? length : 1), [&](int64_t begin, int64_t end) {
-    if (A.dtype == kFloat32)
-      lines<float>(A, begin, end);
-    else if (A.dtype == kBFloat16)
-      lines<bf16>(A, begin, end);
+    if (args.dtype == kFloat32)
+      lines<float>(args, begin, end);
+    else if (args.dtype == kBFloat16)
+      lines<bf16>(args, begin, end);
     else
-      lines<f16>(A, begin, end);
+      lines<f16>(args, begin, end);
   });
   return 0;
 }

@@ -140,7 +140,7 @@ struct Problem {
   float *k, *a, *b;      // K (s, ld) and the reference potentials; what lies beyond s and m is 0
 
   // K = exp(L + a + b) where b follows from a: columns sum to 1. That is then made exact, for where L is in the
-  // thousands the potentials' own rounding is 1e-4 of every entry of a column. sums: room for ld numbers.
+  // thousands the potentials' own rounding is 1e-4 of every entry of a column. sums: memory for ld numbers.
   void absorb(float* sums) {
     memset(sums, 0, (size_t)ld * sizeof(float));
     for (int64_t i = 0; i < s; ++i) {

@@ -20,17 +20,17 @@ namespace KERNELS_ISA {
 namespace {
 
 template <class T>
-int forward_one(const SinkhornArgs& A, int64_t problem) {
-  const int64_t s = A.s, m = A.m, sp = padded(s, W), ld = padded(m, W);
+int forward_one(const SinkhornArgs& args, int64_t problem) {
+  const int64_t s = args.s, m = args.m, sp = padded(s, W), ld = padded(m, W);
   Pieces pieces(s * ld + 3 * sp + 4 * ld, 8);
   if (!pieces.memory.p) return 1;
-  Problem<T> p = {(const T*)A.log_kernel + problem * s * m, s, m, sp, ld};
+  Problem<T> p = {(const T*)args.log_kernel + problem * s * m, s, m, sp, ld};
   p.k = pieces.take(s * ld);
   p.a = pieces.take(sp);
   p.b = pieces.take(ld);
   float *u = pieces.take(sp), *v = pieces.take(ld), *y = pieces.take(ld), *at = pieces.take(sp), *bt = pieces.take(ld);
   const int64_t entry = s + m + 1;
-  float* history = A.potentials ? A.potentials + problem * A.iterations * entry : nullptr;
+  float* history = args.potentials ? args.potentials + problem * args.iterations * entry : nullptr;
   auto keep = [&](const float* rows, const float* columns, float mark) {
     if (!history) return;
     memcpy(history, rows, (size_t)s * 4);
@@ -47,7 +47,7 @@ int forward_one(const SinkhornArgs& A, int64_t problem) {
   keep(at, bt, 1);
   for (int64_t j = 0; j < ld; ++j) v[j] = 1;
   for (int64_t i = 0; i < sp; ++i) u[i] = 1;
-  for (int64_t t = 1; t < A.iterations; ++t) {
+  for (int64_t t = 1; t < args.iterations; ++t) {
     sweep<true, true>(p.k, s, ld, v, y, [&](int64_t i, float sum) { return u[i] = ratio / sum; });
     for (int64_t j = m; j < ld; ++j) y[j] = 1;
     for (int64_t i = 0; i < sp; i += W) {
@@ -64,14 +64,14 @@ int forward_one(const SinkhornArgs& A, int64_t problem) {
     }
     const bool far = reach(u, s) > kDrift || reach(y, m) > kDrift;
     keep(u, y, far);
-    if (far && t + 1 < A.iterations) {
+    if (far && t + 1 < args.iterations) {
       memcpy(p.a, at, (size_t)sp * 4);
       memcpy(p.b, bt, (size_t)ld * 4);
       p.absorb(y);
       for (int64_t j = 0; j < ld; ++j) v[j] = 1;
     }
   }
-  T* out = (T*)A.log_plan + problem * s * m;
+  T* out = (T*)args.log_plan + problem * s * m;
   for (int64_t i = 0; i < s; ++i) {
     const float ai = at[i];
     along(m, [&](int64_t j, int n) { put(out + i * m + j, get(p.l + i * m + j, n) + ai + load(bt + j), n); });
@@ -117,11 +117,11 @@ struct Factors {
 };
 
 template <class T>
-int backward_one(const SinkhornArgs& A, int64_t problem) {
-  const int64_t s = A.s, m = A.m, sp = padded(s, W), ld = padded(m, W);
+int backward_one(const SinkhornArgs& args, int64_t problem) {
+  const int64_t s = args.s, m = args.m, sp = padded(s, W), ld = padded(m, W);
   Pieces pieces(2 * s * ld + 4 * sp + 5 * ld + sp * kRank + kRank * ld + kRank * 2 * W, 14);
   if (!pieces.memory.p) return 1;
-  Problem<T> p = {(const T*)A.log_kernel + problem * s * m, s, m, sp, ld};
+  Problem<T> p = {(const T*)args.log_kernel + problem * s * m, s, m, sp, ld};
   p.k = pieces.take(s * ld);
   p.a = pieces.take(sp);
   p.b = pieces.take(ld);
@@ -134,7 +134,7 @@ int backward_one(const SinkhornArgs& A, int64_t problem) {
   for (float* x : of_rows) memset(x, 0, (size_t)sp * 4);
   for (float* x : of_columns) memset(x, 0, (size_t)ld * 4);
 
-  const T* grad = (const T*)A.grad + problem * s * m;
+  const T* grad = (const T*)args.grad + problem * s * m;
   for (int64_t i = 0; i < s; ++i) {
     vf total = {};
     along(m, [&](int64_t j, int n) {
@@ -147,7 +147,7 @@ int backward_one(const SinkhornArgs& A, int64_t problem) {
   }
 
   const int64_t entry = s + m + 1;
-  const float* history = A.potentials + problem * A.iterations * entry;
+  const float* history = args.potentials + problem * args.iterations * entry;
   const float inverse = (float)((double)s / (double)m);
   auto marked = [&](int64_t t) { return history[t * entry + s + m] != 0; };
   auto exponentials = [&](const float* x, int64_t count, float* to) {
@@ -169,8 +169,8 @@ int backward_one(const SinkhornArgs& A, int64_t problem) {
       }
     p.absorb(before);
   };
-  for (int64_t t = A.iterations - 1; t >= 0; --t) {
-    const bool last = t == A.iterations - 1;
+  for (int64_t t = args.iterations - 1; t >= 0; --t) {
+    const bool last = t == args.iterations - 1;
     // iteration t stands on the reference of the mark before it; the first is itself the reference
     if (last || marked(t)) {
       int64_t mark = t > 0 ? t - 1 : 0;
@@ -227,30 +227,30 @@ int backward_one(const SinkhornArgs& A, int64_t problem) {
     }
   }
   f.flush(p.k, d, s, ld);
-  T* out = (T*)A.grad_log_kernel + problem * s * m;
+  T* out = (T*)args.grad_log_kernel + problem * s * m;
   for (int64_t i = 0; i < s; ++i)
     along(m, [&](int64_t j, int n) { put(out + i * m + j, load(d + i * ld + j), n); });
   return 0;
 }
 
 template <class F>
-int each(const SinkhornArgs& A, ParallelFor parallel, F one) {
+int each(const SinkhornArgs& args, ParallelFor parallel, F one) {
   int failed = 0;
-  run(parallel, A.problems, 1, [&](int64_t begin, int64_t end) {
+  run(parallel, args.problems, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      if (one(A, i)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      if (one(args, i)) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
   });
   return failed;
 }
 
-int forward(const SinkhornArgs& A, ParallelFor parallel) {
-  if (A.dtype == kBFloat16) return each(A, parallel, forward_one<bf16>);
-  return A.dtype == kFloat16 ? each(A, parallel, forward_one<f16>) : each(A, parallel, forward_one<float>);
+int forward(const SinkhornArgs& args, ParallelFor parallel) {
+  if (args.dtype == kBFloat16) return each(args, parallel, forward_one<bf16>);
+  return args.dtype == kFloat16 ? each(args, parallel, forward_one<f16>) : each(args, parallel, forward_one<float>);
 }
 
-int backward(const SinkhornArgs& A, ParallelFor parallel) {
-  if (A.dtype == kBFloat16) return each(A, parallel, backward_one<bf16>);
-  return A.dtype == kFloat16 ? each(A, parallel, backward_one<f16>) : each(A, parallel, backward_one<float>);
+int backward(const SinkhornArgs& args, ParallelFor parallel) {
+  if (args.dtype == kBFloat16) return each(args, parallel, backward_one<bf16>);
+  return args.dtype == kFloat16 ? each(args, parallel, backward_one<f16>) : each(args, parallel, backward_one<float>);
 }
 
 }  // namespace
