@@ -53,7 +53,7 @@ def check_keys(name: str, k: Any, q_name: str, q: Tensor) -> None:
 
 def _check_layer(at: str, q, k, negatives, log_weight, similarity_weight) -> tuple[Layer, bool]:
     """The layer's tensors with their batch dimension, and whether it was added."""
-    q_name, k_name, bank = f"q{at}", f"k{at}", f"negatives{at}"
+    q_name, k_name, n_name = f"q{at}", f"k{at}", f"negatives{at}"
     check_rows(q_name, q)
     check_keys(k_name, k, q_name, q)
     squeezed = q.dim() == 2
@@ -67,11 +67,11 @@ def _check_layer(at: str, q, k, negatives, log_weight, similarity_weight) -> tup
             )
         count = q.shape[1]
     else:
-        check_tensor(bank, negatives, "(M, C) or (B, M, C)")
+        check_tensor(n_name, negatives, "(M, C) or (B, M, C)")
         shape = tuple(negatives.shape)
         if len(shape) not in (2, 3) or shape[-1] != width or (len(shape) == 3 and shape[0] != batch) or shape[-2] == 0:
-            raise ValueError(f"{bank}: got shape {shape}, want (M, {width}) or ({batch}, M, {width}), M >= 1")
-        _check_like(bank, negatives, q_name, q)
+            raise ValueError(f"{n_name}: got shape {shape}, want (M, {width}) or ({batch}, M, {width}), M >= 1")
+        _check_like(n_name, negatives, q_name, q)
         count = shape[-2]
     wanted = (batch, q.shape[1], count)
     weights = [

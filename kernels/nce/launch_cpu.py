@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from kernels._native import DTYPE_CODES, load, pointer
-from kernels.nce.spec import Layer, Spec, new_gradients, new_rows
+from kernels.nce.spec import Layer, Needs, Spec, new_gradients, new_rows
 
 Tensor = torch.Tensor
 
@@ -41,7 +41,7 @@ def _layer(layer: Layer) -> list[int]:
         pointer(layer.negatives),
         batch,
         rows,
-        layer.count,
+        layer.num_negatives,
         width,
         shared,
     ]
@@ -59,20 +59,20 @@ def forward(layers: list[Layer], spec: Spec, need_q: list[bool]) -> tuple[Tensor
     empty tensor where it is not needed."""
     layers = [_dense(layer) for layer in layers]
     loss, stats = new_rows(layers)
-    units = [
+    dq_unscaled = [
         torch.empty(layer.q.shape if need else 0, dtype=torch.float32, device=loss.device)
         for layer, need in zip(layers, need_q)
     ]
     if loss.numel():
         arguments = _call(layers, spec) + [loss.data_ptr(), stats.data_ptr()]
-        for layer, unit, need in zip(layers, units, need_q):
-            arguments += [*_layer(layer), unit.data_ptr() if need else 0]
+        for layer, unscaled, need in zip(layers, dq_unscaled, need_q):
+            arguments += [*_layer(layer), unscaled.data_ptr() if need else 0]
         load().nce_forward(*arguments)
-    return loss, stats, units
+    return loss, stats, dq_unscaled
 
 
 def backward(
-    grad: Tensor, layers: list[Layer], stats: Tensor, units: list[Tensor], needs: list[tuple], spec: Spec
+    grad: Tensor, layers: list[Layer], stats: Tensor, dq_unscaled: list[Tensor], needs: list[Needs], spec: Spec
 ) -> list[tuple]:
     """Per layer the gradients of q, k, negatives (their dtypes) and log_weight (float32, (B, S, M)), None where not
     needed, from that of the losses, (R,)."""
@@ -81,7 +81,7 @@ def backward(
     found = [new_gradients(layer, need) for layer, need in zip(layers, needs)]
     if grad.numel():
         arguments = _call(layers, spec) + [grad.data_ptr(), stats.data_ptr()]
-        for layer, unit, grads in zip(layers, units, found):
-            arguments += [*_layer(layer), unit.data_ptr(), *map(pointer, grads)]
+        for layer, unscaled, grads in zip(layers, dq_unscaled, found):
+            arguments += [*_layer(layer), unscaled.data_ptr(), *map(pointer, grads)]
         load().nce_backward(*arguments)
     return found

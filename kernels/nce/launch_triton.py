@@ -1,7 +1,7 @@
 """Tensors to tiles and grids for the triton kernels (triton_forward.py, triton_backward.py).
 
 No autograd, no checks of arguments. One launch forward and one or two backward serve all layers of one kind, up to
-MAX_LAYERS: kinds differ in what is given (a bank, weights) and in which gradients are wanted. Tile sizes follow from
+MAX_LAYERS: kinds differ in what is given (negatives, weights) and in which gradients are wanted. Tile sizes follow from
 shape and dtype; nothing is measured at run time. Launches go to the current stream of the tensors' device, nothing is
 copied to the host or from it and all memory comes from torch: safe inside CUDA graphs once each kernel has run.
 """
@@ -16,7 +16,7 @@ import torch
 from kernels import _triton, backends
 from kernels._triton import cdiv, encode, on, pow2, sms_of
 from kernels.nce import triton_backward, triton_forward
-from kernels.nce.spec import Layer, Spec, new_gradients, new_rows
+from kernels.nce.spec import Layer, Needs, Spec, new_gradients, new_rows
 
 Tensor = torch.Tensor
 
@@ -51,11 +51,11 @@ class Work(NamedTuple):
 
     @property
     def problems(self) -> int:
-        """A bank for all makes one problem of all."""
+        """Negatives shared by all images make one problem of all queries."""
         return 1 if self.shared else self.layer.q.shape[0]
 
     @property
-    def span(self) -> int:
+    def num_queries(self) -> int:
         """Queries of a problem."""
         return self.layer.rows // self.problems
 
@@ -110,7 +110,7 @@ def _config(found: Sequence[tuple], side: int, work: list[Work], columns: int, x
 
 
 def _programs(w: Work, side: int, block: int, block_c: int) -> int:
-    tiles = cdiv(w.layer.count if side else w.span, block)
+    tiles = cdiv(w.layer.num_negatives if side else w.num_queries, block)
     return w.problems * tiles * (cdiv(w.width, block_c) if block_c else 1)
 
 
@@ -153,8 +153,8 @@ def _sizes(work: list[Work], counts: list[int]) -> tuple:
     starts = [sum(counts[:i]) for i in range(len(counts))]
     return (
         tuple(map(encode, starts)),
-        _each(encode(w.span) for w in work),
-        _each(encode(w.layer.count) for w in work),
+        _each(encode(w.num_queries) for w in work),
+        _each(encode(w.layer.num_negatives) for w in work),
         _each(w.width for w in work),  # triton should know when rows begin at multiples of 16
         _each(encode(w.layer.q.shape[1]) for w in work),
         tuple(encode(w.first) for w in work),
@@ -222,7 +222,7 @@ def forward(layers: list[Layer], spec: Spec, need_q: list[bool]) -> tuple[Tensor
 
 
 def backward(
-    grad: Tensor, layers: list[Layer], stats: Tensor, units: list[Tensor], needs: list[tuple], spec: Spec
+    grad: Tensor, layers: list[Layer], stats: Tensor, dq_unscaled: list[Tensor], needs: list[Needs], spec: Spec
 ) -> list[tuple]:
     """Per layer the gradients of q, k, negatives (their dtypes) and log_weight (float32, (B, S, M)), None where not
     needed, from that of the losses, (R,)."""

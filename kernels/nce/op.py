@@ -1,4 +1,8 @@
-"""patch_nce_loss: checks, choice of implementation, autograd. The ways of the norm room, see kernels/norm/op.py."""
+"""patch_nce_loss: checks, choice of implementation, autograd.
+
+Eager calls go through one autograd.Function straight to a launcher; while torch.compile traces, the same function calls
+a registered op of `fused_i2i` instead (see kernels/norm/op.py).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,9 @@ import torch
 from kernels import _guard, backends
 from kernels.nce import reference
 from kernels.nce.checks import check_layers, check_options, row_weights
-from kernels.nce.spec import Layer, Spec, new_rows
+from kernels.nce.spec import Layer, Needs, Spec, new_rows
 
 Tensor = torch.Tensor
-Needs = tuple[bool, bool, bool, bool]  # which of q, k, negatives and log_weight want a gradient
-
 
 _launcher = functools.partial(backends.launcher, "nce")
 
@@ -26,21 +28,21 @@ _SPEC = "float temperature, bool normalize, bool decoupled"
 _library = torch.library.Library("fused_i2i", "FRAGMENT")
 _library.define(f"nce_forward({_LAYERS}, bool[] need_q, {_SPEC}) -> Tensor[]")
 _library.define(
-    f"nce_backward(Tensor grad, {_LAYERS}, Tensor stats, Tensor[] units, bool[] needs, {_SPEC}) -> Tensor[]"
+    f"nce_backward(Tensor grad, {_LAYERS}, Tensor stats, Tensor[] dq_unscaled, bool[] needs, {_SPEC}) -> Tensor[]"
 )
 
 
 def _register(key: str, impl: str) -> None:
     def nce_forward(q, k, negatives, log_weight, similarity_weight, need_q, *spec):
         layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
-        loss, stats, units = _launcher(impl).forward(layers, Spec(*spec), need_q)
-        return [loss, stats, *units]
+        loss, stats, dq_unscaled = _launcher(impl).forward(layers, Spec(*spec), need_q)
+        return [loss, stats, *dq_unscaled]
 
-    def nce_backward(grad, q, k, negatives, log_weight, similarity_weight, stats, units, needs, *spec):
+    def nce_backward(grad, q, k, negatives, log_weight, similarity_weight, stats, dq_unscaled, needs, *spec):
         layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
-        fours = [tuple(needs[i : i + 4]) for i in range(0, len(needs), 4)]
-        grads = _launcher(impl).backward(grad, layers, stats, units, fours, Spec(*spec))
-        return [grad.new_empty(0) if g is None else g for four in grads for g in four]
+        needs = [Needs(*needs[i : i + 4]) for i in range(0, len(needs), 4)]
+        grads = _launcher(impl).backward(grad, layers, stats, dq_unscaled, needs, Spec(*spec))
+        return [grad.new_empty(0) if g is None else g for layer_grads in grads for g in layer_grads]
 
     _library.impl("nce_forward", nce_forward, key)
     _library.impl("nce_backward", nce_backward, key)
@@ -55,19 +57,22 @@ def _(q, k, negatives, log_weight, similarity_weight, need_q, temperature, norma
     layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
     # C++ leaves the gradient of q for a row gradient of 1 behind; triton computes it in the backward pass
     on_cpu = q[0].device.type == "cpu"
-    units = [
+    dq_unscaled = [
         torch.empty(x.shape if n and on_cpu else 0, dtype=torch.float32, device=x.device) for x, n in zip(q, need_q)
     ]
-    return [*new_rows(layers), *units]
+    return [*new_rows(layers), *dq_unscaled]
 
 
 @torch.library.register_fake("fused_i2i::nce_backward")
-def _(grad, q, k, negatives, log_weight, similarity_weight, stats, units, needs, temperature, normalize, decoupled):
+def _(
+    grad, q, k, negatives, log_weight, similarity_weight, stats, dq_unscaled, needs, temperature, normalize, decoupled
+):
     grads = []
     for i, layer in enumerate(Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)):
-        for x, need in zip(layer[:3], needs[4 * i : 4 * i + 3]):
-            grads.append(torch.empty(x.shape, dtype=x.dtype, device=x.device) if need else grad.new_empty(0))
-        shape = (*layer.q.shape[:2], layer.count) if needs[4 * i + 3] else 0
+        need = Needs(*needs[4 * i : 4 * i + 4])
+        for x, n in zip(layer[:3], need):
+            grads.append(torch.empty(x.shape, dtype=x.dtype, device=x.device) if n else grad.new_empty(0))
+        shape = (*layer.q.shape[:2], layer.num_negatives) if need.log_weight else 0
         grads.append(torch.empty(shape, dtype=torch.float32, device=grad.device))
     return grads
 
@@ -87,10 +92,10 @@ class _Nce(torch.autograd.Function):
         layers = [Layer(*tensors[i : i + 5]) for i in range(0, len(tensors), 5)]
         need_q = [bool(n) for n in ctx.needs_input_grad[2::5]]
         if torch.compiler.is_compiling():
-            loss, stats, *units = _nce_forward(*map(list, zip(*layers)), need_q, *spec)
+            loss, stats, *dq_unscaled = _nce_forward(*map(list, zip(*layers)), need_q, *spec)
         else:
-            loss, stats, units = _launcher(impl).forward(layers, spec, need_q)
-        ctx.save_for_backward(stats, *units, *tensors)
+            loss, stats, dq_unscaled = _launcher(impl).forward(layers, spec, need_q)
+        ctx.save_for_backward(stats, *dq_unscaled, *tensors)
         ctx.spec, ctx.impl = spec, impl
         ctx.set_materialize_grads(False)
         return loss
@@ -100,25 +105,25 @@ class _Nce(torch.autograd.Function):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         stats, *saved = ctx.saved_tensors
-        count = len(saved) // 6
-        units, tensors = saved[:count], saved[count:]
+        count = len(saved) // 6  # layers
+        dq_unscaled, tensors = saved[:count], saved[count:]
         layers = [Layer(*tensors[i : i + 5]) for i in range(0, len(tensors), 5)]
-        needs = [tuple(map(bool, ctx.needs_input_grad[i : i + 4])) for i in range(2, 2 + 5 * count, 5)]
+        needs = [Needs(*map(bool, ctx.needs_input_grad[i : i + 4])) for i in range(2, 2 + 5 * count, 5)]
         if torch.compiler.is_compiling():
-            flat = [n for four in needs for n in four]
-            grads = _nce_backward(grad, *map(list, zip(*layers)), stats, units, flat, *ctx.spec)
+            flat = [n for need in needs for n in need]
+            grads = _nce_backward(grad, *map(list, zip(*layers)), stats, dq_unscaled, flat, *ctx.spec)
             grads = [g if n else None for g, n in zip(grads, flat)]
             grads = [grads[i : i + 4] for i in range(0, len(grads), 4)]
         elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True
             grads = _differentiable_backward(grad, layers, needs, ctx.spec)
         else:
-            grads = _launcher(ctx.impl).backward(grad, layers, stats, units, needs, ctx.spec)
+            grads = _launcher(ctx.impl).backward(grad, layers, stats, dq_unscaled, needs, ctx.spec)
         result = [None, None]
-        for four, layer in zip(grads, layers):
-            *three, log_weight = four
+        for layer_grads, layer in zip(grads, layers):
+            *q_k_negatives, log_weight = layer_grads
             if log_weight is not None:
                 log_weight = log_weight.to(layer.log_weight.dtype)
-            result += [*three, log_weight, None]
+            result += [*q_k_negatives, log_weight, None]
         return tuple(result)
 
 
@@ -179,7 +184,7 @@ def patch_nce_loss(
             tensors are several layers, of any sizes, in one call; the options below are then lists too, or None.
             Inside autocast, which makes float32 of some features and 16 bits of others, dtypes may differ: all are then
             taken as float32.
-        negatives: a bank, (M, C) shared by all problems or (B, M, C); no entry is left out.
+        negatives: (M, C) shared by all problems, as a memory bank is, or (B, M, C); no entry is left out.
         temperature: T > 0.
         normalize: divide every row of q, k and negatives by (norm + 1e-7) first, in float32.
         detach_keys: no gradient to k, as published; False gives it one. `negatives` get one if they require it.

@@ -1,4 +1,4 @@
-"""What the walls of this room share: the operator's static options, a layer's tensors, the rooms for its results."""
+"""What the files of this room share: the operator's static options, a layer's tensors, new memory for its results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Tensor = torch.Tensor
 
 EPS = 1e-7  # added to a row's norm, as in CUT's Normalize
 
-# Rows of the statistics (3, R): log-sum-exp of the negatives' logits; how far the loss follows it, sigmoid(lse -
+# Rows of the statistics (3, R): log-sum-exp of the negatives' logits; the derivative of the loss by it, sigmoid(lse -
 # positive) or 1 if decoupled; 1 / (norm + EPS) of the query, or 1 without `normalize`.
-LSE, PULL, INVERSE_NORM = 0, 1, 2
+LSE, LSE_GRAD, INVERSE_NORM = 0, 1, 2
 
 
 class Spec(NamedTuple):
@@ -21,6 +21,15 @@ class Spec(NamedTuple):
     temperature: float
     normalize: bool
     decoupled: bool
+
+
+class Needs(NamedTuple):
+    """Which tensors of a layer want a gradient."""
+
+    q: bool
+    k: bool
+    negatives: bool
+    log_weight: bool
 
 
 class Layer(NamedTuple):
@@ -41,13 +50,13 @@ class Layer(NamedTuple):
         return self.q.shape[0] * self.q.shape[1]
 
     @property
-    def count(self) -> int:
+    def num_negatives(self) -> int:
         """M."""
         return (self.k if self.negatives is None else self.negatives).shape[-2]
 
 
 def new_rows(layers: list[Layer]) -> tuple[Tensor, Tensor]:
-    """Room for the losses (R,) and statistics (3, R), float32, R = all rows of all layers in order."""
+    """Allocates the losses (R,) and statistics (3, R), float32, R = all rows of all layers in order."""
     rows = sum(layer.rows for layer in layers)
     like = layers[0].q
     return (
@@ -56,13 +65,13 @@ def new_rows(layers: list[Layer]) -> tuple[Tensor, Tensor]:
     )
 
 
-def new_gradients(layer: Layer, need: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
-    """Room for the gradients of q, k, negatives (their dtypes) and log_weight (float32, (B, S, M)), None where not
-    needed. Zeros for a layer without rows, which reaches no kernel and yet has a gradient: that of a shared bank."""
+def new_gradients(layer: Layer, needs: Needs) -> tuple[Tensor | None, ...]:
+    """Allocates the gradients of q, k, negatives (their dtypes) and log_weight (float32, (B, S, M)), None where not
+    needed. Zeros for a layer without rows, which reaches no kernel and yet has a gradient: that of shared negatives."""
     new = torch.empty if layer.rows else torch.zeros
     device = layer.q.device
     three = [
-        new(t.shape, dtype=t.dtype, device=device) if n and t is not None else None for t, n in zip(layer[:3], need)
+        new(t.shape, dtype=t.dtype, device=device) if n and t is not None else None for t, n in zip(layer[:3], needs)
     ]
-    shape = (*layer.q.shape[:2], layer.count)
-    return *three, new(shape, dtype=torch.float32, device=device) if need[3] else None
+    shape = (*layer.q.shape[:2], layer.num_negatives)
+    return *three, new(shape, dtype=torch.float32, device=device) if needs.log_weight else None

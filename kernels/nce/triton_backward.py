@@ -1,8 +1,8 @@
 """Device code of the contrastive losses, backward: each tile of logits is computed again. Conventions: triton_parts.py.
 
-With row gradient g_i, a_i how far loss i follows its log-sum-exp, and p_ij = exp(z_ij - lse_i), the gradients of the
-logits are dz_ij = g_i a_i p_ij for negatives and -g_i a_i for the positive. The positive's part never enters a product
-of 16-bit tiles: p_ij - 1 rounded to 16 bits would leave nothing of a small difference.
+With row gradient g_i, a_i the derivative of loss i by its log-sum-exp, and p_ij = exp(z_ij - lse_i), the gradients of
+the logits are dz_ij = g_i a_i p_ij for negatives and -g_i a_i for the positive. The positive's part never enters a
+product of 16-bit tiles: p_ij - 1 rounded to 16 bits would leave nothing of a small difference.
 
 What the normalisation of a row x takes back is x_hat . dx_hat = sum of dz * s over the row's logits: known from the
 tiles of logits alone, so that chunks of the width need nothing from one another.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.nce.spec import INVERSE_NORM, LSE, PULL
+from kernels.nce.spec import INVERSE_NORM, LSE, LSE_GRAD
 from kernels.nce.triton_parts import (
     PLAIN,
     inverse_norm,
@@ -32,15 +32,15 @@ from kernels.nce.triton_parts import (
 )
 
 _LSE = tl.constexpr(LSE)
-_PULL = tl.constexpr(PULL)
+_LSE_GRAD = tl.constexpr(LSE_GRAD)
 _INVERSE_NORM = tl.constexpr(INVERSE_NORM)
 
 
 @triton.jit
-def _pull(grad, stats, total, at, exists):
-    """g_i a_i: what reaches the logits of each row."""
+def _row_factor(grad, stats, total, at, exists):
+    """g_i a_i of each row: its logits' gradients are this times a probability, or times -1."""
     g = tl.load(grad + at, mask=exists, other=0.0)
-    return g * tl.load(stats + _PULL * total + at, mask=exists, other=0.0)
+    return g * tl.load(stats + _LSE_GRAD * total + at, mask=exists, other=0.0)
 
 
 @triton.jit
@@ -63,22 +63,22 @@ def nce_backward_rows(
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """A program: BLOCK_Q queries and BLOCK_C columns. Gradients of q, of log_weight, and of k where keys are positives
-    alone (a bank has the negatives); None where not needed."""
-    layer, pid, span, count, width, queries, first = locate(tl.program_id(0), sizes)
+    alone (negatives are given); None where not needed."""
+    layer, pid, num_queries, num_keys, width, image_queries, first = locate(tl.program_id(0), sizes)
     chunks = tl.cdiv(width, BLOCK_C)
-    tiles = tl.cdiv(span, BLOCK_Q)
+    tiles = tl.cdiv(num_queries, BLOCK_Q)
     chunk = pid % chunks
     problem = pid // chunks // tiles
     i = (pid // chunks % tiles) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
-    exists = i < span
-    row = problem * span + i
+    exists = i < num_queries
+    row = problem * num_queries + i
     q_rows = rows_at(pick(q, layer), row, width)
     k_rows = rows_at(pick(k, layer), row, width)
     positive, q_norm, q_inverse, k_norm, k_inverse = positives(
         q_rows, k_rows, exists, width, scale, NORMALIZE, BLOCK_Q, BLOCK_K
     )
-    pull = _pull(grad, stats, total, first + row, exists)
+    factor = _row_factor(grad, stats, total, first + row, exists)
     if dq is not None or dlog_weight is not None:
         lse = tl.load(stats + _LSE * total + first + row, mask=exists, other=0.0)
         base = sum_or_zero(lse)
@@ -86,13 +86,13 @@ def nce_backward_rows(
         if not IN_IMAGE:
             keys = pick(negatives, layer)
         if not SHARED:
-            keys += problem.to(tl.int64) * count * width
+            keys += problem.to(tl.int64) * num_keys * width
         out = tl.zeros([BLOCK_Q, BLOCK_C], tl.float32)
         # of probabilities that sum to 1; where there is nothing to sum, the positive stays
         dot = tl.where(lse == float("-inf"), -positive, 0.0)
-        for j0 in range(0, count, BLOCK_N):
+        for j0 in range(0, num_keys, BLOCK_N):
             j = j0 + tl.arange(0, BLOCK_N)
-            known = j < count
+            known = j < num_keys
             key_rows = rows_at(keys, j, width)
             acc, squares = products(
                 q_rows, exists, key_rows, known, width, NORMALIZE, BLOCK_Q, BLOCK_N, BLOCK_K, PRECISION, UPCAST
@@ -100,14 +100,14 @@ def nce_backward_rows(
             norm, inverse = inverse_norm(squares, NORMALIZE)
             pair = exists[:, None] & known[None, :]
             s, z, m = logits(
-                acc, i[:, None], j[None, :], pair, q_inverse[:, None], inverse[None, :], row[:, None], queries, layer,
-                scale, log_weight, log_strides, similarity_weight, similarity_strides, IN_IMAGE, NORMALIZE,
+                acc, i[:, None], j[None, :], pair, q_inverse[:, None], inverse[None, :], row[:, None], image_queries,
+                layer, scale, log_weight, log_strides, similarity_weight, similarity_strides, IN_IMAGE, NORMALIZE,
             )  # fmt: skip
             p = tl.exp(z - base[:, None])
             if dlog_weight is not None:
                 if chunk == 0:
-                    at = row.to(tl.int64)[:, None] * count + j[None, :]
-                    tl.store(pick(dlog_weight, layer) + at, pull[:, None] * p, mask=pair)
+                    at = row.to(tl.int64)[:, None] * num_keys + j[None, :]
+                    tl.store(pick(dlog_weight, layer) + at, factor[:, None] * p, mask=pair)
             if dq is not None:
                 if NORMALIZE:
                     dot += tl.sum(p * (s - positive[:, None]), 1)
@@ -117,24 +117,24 @@ def nce_backward_rows(
                 out = _add_weighted(p, key, inverse, out, NORMALIZE, PRECISION, UPCAST)
         if dq is not None:
             own = load_rows(k_rows, c, exists, width).to(tl.float32) * k_inverse[:, None]
-            g = (out - own) * (pull * scale)[:, None]
+            g = (out - own) * (factor * scale)[:, None]
             x = load_rows(q_rows, c, exists, width).to(tl.float32)
-            g = through_norm(g, x, pull * dot, q_norm, q_inverse, NORMALIZE)
+            g = through_norm(g, x, factor * dot, q_norm, q_inverse, NORMALIZE)
             store_rows(rows_at(pick(dq, layer), row, width), c, g, exists, width, q_norm, NORMALIZE)
     if dk is not None:
-        g = load_rows(q_rows, c, exists, width).to(tl.float32) * (q_inverse * -pull * scale)[:, None]
+        g = load_rows(q_rows, c, exists, width).to(tl.float32) * (q_inverse * -factor * scale)[:, None]
         x = load_rows(k_rows, c, exists, width).to(tl.float32)
-        g = through_norm(g, x, -pull * positive, k_norm, k_inverse, NORMALIZE)
+        g = through_norm(g, x, -factor * positive, k_norm, k_inverse, NORMALIZE)
         store_rows(rows_at(pick(dk, layer), row, width), c, g, exists, width, k_norm, NORMALIZE)
 
 
 @triton.jit
-def _largest_pull(grad, stats, total, at, span, BLOCK: tl.constexpr):
+def _largest_factor(grad, stats, total, at, num_queries, BLOCK: tl.constexpr):
     """max |g_i a_i| over a problem's queries, 1 if all are 0."""
     peak = tl.zeros([BLOCK], tl.float32)
-    for i0 in range(0, span, BLOCK):
+    for i0 in range(0, num_queries, BLOCK):
         i = i0 + tl.arange(0, BLOCK)
-        peak = tl.maximum(peak, tl.abs(_pull(grad, stats, total, at + i, i < span)))
+        peak = tl.maximum(peak, tl.abs(_row_factor(grad, stats, total, at + i, i < num_queries)))
     largest = tl.max(peak, 0)
     return tl.where(largest > 0, largest, 1.0)
 
@@ -149,23 +149,23 @@ def nce_backward_keys(
 ):  # fmt: skip
     """A program: BLOCK_N keys and BLOCK_C columns against all queries of the problem, one after the other: no atomics.
     In-image keys are positives, too: of their own query."""
-    layer, pid, span, count, width, queries, first = locate(tl.program_id(0), sizes)
+    layer, pid, num_queries, num_keys, width, image_queries, first = locate(tl.program_id(0), sizes)
     chunks = tl.cdiv(width, BLOCK_C)
-    tiles = tl.cdiv(count, BLOCK_N)
+    tiles = tl.cdiv(num_keys, BLOCK_N)
     chunk = pid % chunks
     problem = pid // chunks // tiles
     j = (pid // chunks % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
-    known = j < count
-    first_row = problem * span
+    known = j < num_keys
+    first_row = problem * num_queries
     from_q = pick(q, layer)
     keys = pick(k, layer)
     to = pick(dkeys, layer)
     if not IN_IMAGE:
         keys = pick(negatives, layer)
     if not SHARED:
-        keys += problem.to(tl.int64) * count * width
-        to += problem.to(tl.int64) * count * width
+        keys += problem.to(tl.int64) * num_keys * width
+        to += problem.to(tl.int64) * num_keys * width
     key_rows = rows_at(keys, j, width)
     if IN_IMAGE:
         own_rows = rows_at(from_q, first_row + j, width)
@@ -178,17 +178,17 @@ def nce_backward_keys(
             squares = pairs(key_rows, key_rows, known, width, BLOCK_N, BLOCK_K)[2]
         norm, inverse = inverse_norm(squares, NORMALIZE)
     # float16 holds nothing below 6e-8, and a mean's gradients of rows may be that small: relative to the largest
-    unit = 1.0
+    largest = 1.0
     if key_rows.dtype.element_ty == tl.float16:
-        unit = _largest_pull(grad, stats, total, first + first_row, span, BLOCK_Q)
+        largest = _largest_factor(grad, stats, total, first + first_row, num_queries, BLOCK_Q)
     out = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
     dot = tl.zeros([BLOCK_N], tl.float32)
-    for i0 in range(0, span, BLOCK_Q):
+    for i0 in range(0, num_queries, BLOCK_Q):
         i = i0 + tl.arange(0, BLOCK_Q)
-        exists = i < span
+        exists = i < num_queries
         row = first_row + i
         at = first + row
-        pull = _pull(grad, stats, total, at, exists) / unit
+        factor = _row_factor(grad, stats, total, at, exists) / largest
         base = sum_or_zero(tl.load(stats + _LSE * total + at, mask=exists, other=0.0))
         q_inverse = tl.load(stats + _INVERSE_NORM * total + at, mask=exists, other=0.0)
         q_rows = rows_at(from_q, row, width)
@@ -197,10 +197,10 @@ def nce_backward_keys(
         )
         s, z, m = logits(
             acc, i[None, :], j[:, None], known[:, None] & exists[None, :], q_inverse[None, :], inverse[:, None],
-            row[None, :], queries, layer, scale,
+            row[None, :], image_queries, layer, scale,
             log_weight, log_strides, similarity_weight, similarity_strides, IN_IMAGE, NORMALIZE,
         )  # fmt: skip
-        dz = tl.exp(z - base[None, :]) * pull[None, :]
+        dz = tl.exp(z - base[None, :]) * factor[None, :]
         if NORMALIZE:
             dot += tl.sum(dz * s, 1)
         if similarity_weight is not None:
@@ -208,10 +208,10 @@ def nce_backward_keys(
         query = load_rows(q_rows, c, exists, width)
         out = _add_weighted(dz, query, q_inverse, out, NORMALIZE, PRECISION, UPCAST)
     if IN_IMAGE:
-        own_pull = _pull(grad, stats, total, first + first_row + j, known) / unit
+        own_factor = _row_factor(grad, stats, total, first + first_row + j, known) / largest
         own = load_rows(own_rows, c, known, width).to(tl.float32) * own_inverse[:, None]
-        out -= own * own_pull[:, None]
-        dot -= own_pull * positive
+        out -= own * own_factor[:, None]
+        dot -= own_factor * positive
     x = load_rows(key_rows, c, known, width).to(tl.float32)
-    g = through_norm(out * (unit * scale), x, dot * unit, norm, inverse, NORMALIZE)
+    g = through_norm(out * (largest * scale), x, dot * largest, norm, inverse, NORMALIZE)
     store_rows(rows_at(to, j, width), c, g, known, width, norm, NORMALIZE)

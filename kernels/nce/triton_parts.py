@@ -3,8 +3,8 @@
 One launch serves all layers: arguments that differ from layer to layer come as tuples, and a program finds the layer it
 works for from its number (`locate`). Sizes are in `sizes`, see launch_triton._sizes.
 
-A problem is `span` queries that share their keys: one image's S queries, or with a bank shared by all problems all of
-the B * S rows at once. Rows count through the layer: row = problem * span + i.
+A problem is `num_queries` queries that share their keys: one image's S queries, or with negatives shared by all images
+all of the B * S rows at once. Rows count through the layer: row = problem * num_queries + i.
 
 Products of tiles are accumulated in float32 over steps of BLOCK_K of the width: whole rows in one product would need
 more registers (ieee) or shared memory than there is.
@@ -43,17 +43,18 @@ def size(values, layer):
 
 @triton.jit
 def locate(pid, sizes):
-    """(layer, number of this program among the layer's, span, keys, width, queries of an image, first row)."""
+    """(layer, number of this program among the layer's, queries of a problem, its keys, width, queries of an image,
+    first row)."""
     starts = sizes[0]
     layer = 0
     for i in tl.static_range(1, len(starts)):
         layer += (pid >= decode(starts[i])).to(tl.int32)
-    span = size(sizes[1], layer)
-    count = size(sizes[2], layer)
+    num_queries = size(sizes[1], layer)
+    num_keys = size(sizes[2], layer)
     width = pick(sizes[3], layer)
-    queries = size(sizes[4], layer)
+    image_queries = size(sizes[4], layer)
     first = size(sizes[5], layer)
-    return layer, pid - size(starts, layer), span, count, width, queries, first
+    return layer, pid - size(starts, layer), num_queries, num_keys, width, image_queries, first
 
 
 @triton.jit
@@ -148,18 +149,18 @@ def positives(
 
 
 @triton.jit
-def _weight(from_, strides, layer, row, queries, j, exists):
+def _weight(from_, strides, layer, row, image_queries, j, exists):
     """Entries (row, j) of a (B, S, M) weight, read where they are: expanded dimensions have stride 0."""
     by_problem, by_query, by_key = pick_strides(strides, layer)
-    problem = (row // queries).to(tl.int64)
-    query = (row % queries).to(tl.int64)
+    problem = (row // image_queries).to(tl.int64)
+    query = (row % image_queries).to(tl.int64)
     at = pick(from_, layer) + (problem * by_problem + query * by_query) + j.to(tl.int64) * by_key
     return tl.load(at, mask=exists, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def logits(
-    acc, i, j, exists, i_inverse, j_inverse, row, queries, layer, scale,
+    acc, i, j, exists, i_inverse, j_inverse, row, image_queries, layer, scale,
     log_weight, log_strides, similarity_weight, similarity_strides, IN_IMAGE: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     """(similarity s, logit z, similarity weight) of the products of queries i and keys j, each given as a column or a
@@ -172,11 +173,11 @@ def logits(
         exists = exists & (i != j)
     m = tl.full(acc.shape, 1.0, tl.float32)
     if similarity_weight is not None:
-        m = _weight(similarity_weight, similarity_strides, layer, row, queries, j, exists)
+        m = _weight(similarity_weight, similarity_strides, layer, row, image_queries, j, exists)
         s = s * m
     z = s
     if log_weight is not None:
-        z += _weight(log_weight, log_strides, layer, row, queries, j, exists)
+        z += _weight(log_weight, log_strides, layer, row, image_queries, j, exists)
     return s, tl.where(exists, z, float("-inf")), m
 
 

@@ -22,10 +22,10 @@ ARGUMENTS = {
 }
 
 
-def _problem(x: torch.Tensor, stats: torch.Tensor, form: int, channels_last: bool) -> tuple:
+def _problem(x: torch.Tensor, stats: torch.Tensor, kind: int, channels_last: bool) -> tuple:
     shape = x.shape
     h, w = (shape[2], shape[3]) if len(shape) == 4 else (1, math.prod(shape[2:]))
-    return x.data_ptr(), stats.data_ptr(), shape[0], shape[1], h, w, channels_last, DTYPE_CODES[x.dtype], form
+    return x.data_ptr(), stats.data_ptr(), shape[0], shape[1], h, w, channels_last, DTYPE_CODES[x.dtype], kind
 
 
 def _float32(t: torch.Tensor | None) -> torch.Tensor | None:
@@ -74,7 +74,7 @@ def forward(
     scale, shift = _float32(scale), _float32(shift)
     residual, strides = _residual(residual, channels_last)
     load().norm_forward(
-        *_problem(x, stats, spec.form, channels_last),
+        *_problem(x, stats, spec.kind, channels_last),
         *_options(scale, shift, spec),
         spec.eps,
         y.data_ptr(),
@@ -107,7 +107,7 @@ def backward(
                 empty.zero_()
         return grad_x, grad_scale, grad_shift, grad_residual
     load().norm_backward(
-        *_problem(x, stats, spec.form, channels_last),
+        *_problem(x, stats, spec.kind, channels_last),
         *_options(scale, shift, spec),
         grad.data_ptr(),
         grad_x.data_ptr(),
@@ -118,18 +118,18 @@ def backward(
     return grad_x, grad_scale, grad_shift, grad_residual
 
 
-def moments(x: torch.Tensor, form: int, eps: float) -> torch.Tensor:
+def moments(x: torch.Tensor, kind: int, eps: float) -> torch.Tensor:
     """Statistics (4, N, C) of every plane."""
     channels_last = is_channels_last(x)
     x = dense(x, channels_last)
     stats = new_stats(x)
     if x.numel():
-        load().moments(*_problem(x, stats, form, channels_last), eps)
+        load().moments(*_problem(x, stats, kind, channels_last), eps)
     return stats
 
 
 def moments_backward(
-    grad_mean: torch.Tensor, grad_std: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, form: int
+    grad_mean: torch.Tensor, grad_std: torch.Tensor, x: torch.Tensor, stats: torch.Tensor, kind: int
 ) -> torch.Tensor:
     """Gradient of x from those of its planes' mean and sqrt(unbiased variance + eps), each (N, C)."""
     channels_last = is_channels_last(x)
@@ -138,6 +138,6 @@ def moments_backward(
     grad_mean, grad_std = (g.to(torch.float32).contiguous() for g in (grad_mean, grad_std))
     if x.numel():
         load().moments_backward(
-            *_problem(x, stats, form, channels_last), grad_mean.data_ptr(), grad_std.data_ptr(), grad_x.data_ptr()
+            *_problem(x, stats, kind, channels_last), grad_mean.data_ptr(), grad_std.data_ptr(), grad_x.data_ptr()
         )
     return grad_x

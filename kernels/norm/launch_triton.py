@@ -64,7 +64,7 @@ def _warps(elements: int, per_thread: int) -> int:
 def configure(
     n: int, c: int, length: int, itemsize: int, channels_last: bool, sms: int, *, resident: int, per_thread: int
 ) -> Config:
-    """The heuristic. resident: elements of the largest tile that may hold whole planes, 0 for a form whose groups are
+    """The heuristic. resident: elements of the largest tile that may hold whole planes, 0 for a kind whose groups are
     no planes. per_thread: elements of a tile each thread holds."""
     # Channels last, a tile is as many channels wide as 32, 64 or 128 bytes hold: memory moves 32 at a time.
     widths = [min(pow2(c), b // itemsize) for b in (128, 64, 32)] if channels_last else [1]
@@ -72,9 +72,9 @@ def configure(
     tile = widths[-1] * block_l
     if tile <= resident:
         # planes share a tile while there are enough of them to keep every multiprocessor busy
-        room = max(2048 // tile, 1)
+        most = max(2048 // tile, 1)
         spare = _pow2_below(_programs(n, c, widths[-1], channels_last) // (2 * sms))
-        block_c = min(widths[-1] * min(room, spare), pow2(c if channels_last else n * c))
+        block_c = min(widths[-1] * min(most, spare), pow2(c if channels_last else n * c))
         tile = block_c * block_l
         return Config(True, block_c, block_l, _warps(tile, per_thread if tile <= 4096 else 32))
     if not channels_last and length < 2048:  # layer norm of short planes
@@ -95,16 +95,8 @@ def _chunks(n: int, c: int, length: int, channels_last: bool, sms: int, block_c:
 
 
 def _config(x: Tensor, length: int, channels_last: bool, resident: int, per_thread: int) -> Config:
-    return configure(
-        x.shape[0],
-        x.shape[1],
-        length,
-        x.element_size(),
-        channels_last,
-        sms_of(x),
-        resident=resident,
-        per_thread=per_thread,
-    )
+    tiles = {"resident": resident, "per_thread": per_thread}
+    return configure(x.shape[0], x.shape[1], length, x.element_size(), channels_last, sms_of(x), **tiles)
 
 
 def _parameter(p: Tensor | None) -> tuple[Tensor | None, int]:
@@ -117,9 +109,9 @@ def _parameter(p: Tensor | None) -> tuple[Tensor | None, int]:
 
 
 class _Problem:
-    """x made dense, and the numbers every kernel takes."""
+    """x made dense, and its sizes. Kernels take sizes, strides and scalars by name: most take a dozen."""
 
-    def __init__(self, x: Tensor, form: int, pad: int) -> None:
+    def __init__(self, x: Tensor, kind: int, pad: int) -> None:
         self.channels_last = is_channels_last(x)
         self.x = dense(x, self.channels_last)
         shape = self.x.shape
@@ -132,7 +124,7 @@ class _Problem:
         self.out_length = (self.h + 2 * pad) * (self.w + 2 * pad) if pad else self.length
         # largest offset inside a sample (channels last) or plane, tile overhang included
         self.wide = (self.out_length + 65536) * (self.c if self.channels_last else 1) >= 2**31
-        self.group = self.c if form == LAYER_STD else 1
+        self.group = self.c if kind == LAYER_STD else 1
         self.count = float(self.group * self.length)  # elements of a statistics group
 
     def programs(self, config: Config, pieces: int) -> int:
@@ -140,6 +132,12 @@ class _Problem:
 
     def partials(self, rows: int, chunks: int) -> Tensor:
         return torch.empty((rows, self.planes, chunks), dtype=torch.float32, device=self.x.device)
+
+    def sizes(self) -> dict:
+        return {"planes": self.planes, "C": self.c, "L": self.length}
+
+    def output_sizes(self) -> dict:
+        return {"out_length": self.out_length, "H": self.h, "W": self.w}
 
     def layout(self, config: Config) -> dict:
         return {
@@ -150,28 +148,32 @@ class _Problem:
         }
 
 
-def _residual(p: _Problem, residual: Tensor | None) -> tuple[Tensor | None, tuple[int, int, int, int], bool]:
-    """The residual, its strides (n, c, row, column), and whether they are needed. The inside of a padded map, or a map
-    of the other memory format, is read where it is."""
+def _strides(n: int = 0, c: int = 0, row: int = 0, column: int = 0) -> dict:
+    return {"rn": n, "rc": c, "rh": row, "rw": column}
+
+
+def _residual(p: _Problem, residual: Tensor | None) -> tuple[Tensor | None, dict, bool]:
+    """The residual, its strides, and whether they are needed. The inside of a padded map, or a map of the other memory
+    format, is read where it is."""
     if residual is None:
-        return None, (0, 0, 0, 0), False
+        return None, _strides(), False
     if residual.dim() == 4 and residual.stride() != p.x.stride():
         p.h, p.w = residual.shape[2:]
         reach = sum((size - 1) * stride for size, stride in zip(residual.shape[2:], residual.stride()[2:]))
         p.wide = p.wide or reach >= 2**30  # masked positions reach further than this
-        return residual, residual.stride(), True
-    return dense(residual, p.channels_last), (0, 0, 0, 0), False
+        return residual, _strides(*residual.stride()), True
+    return dense(residual, p.channels_last), _strides(), False
 
 
-def _forward_config(p: _Problem, form: int) -> Config:
-    resident = 0 if form == LAYER_STD else RESIDENT_FORWARD
+def _forward_config(p: _Problem, kind: int) -> Config:
+    resident = 0 if kind == LAYER_STD else RESIDENT_FORWARD
     return _config(p.x, p.length, p.channels_last, resident, 16)
 
 
-def _backward_config(p: _Problem, form: int) -> Config:
+def _backward_config(p: _Problem, kind: int) -> Config:
     # up to nine gradients per element take their registers: smaller tiles, more threads for each
     resident = RESIDENT_BACKWARD // 4 if p.pad else RESIDENT_BACKWARD
-    return _config(p.x, p.length, p.channels_last, 0 if form == LAYER_STD else resident, 8 if p.pad else 16)
+    return _config(p.x, p.length, p.channels_last, 0 if kind == LAYER_STD else resident, 8 if p.pad else 16)
 
 
 def _chunk_stats(p: _Problem, config: Config) -> Tensor:
@@ -180,20 +182,27 @@ def _chunk_stats(p: _Problem, config: Config) -> Tensor:
         triton_forward.chunk_stats,
         p.programs(config, config.chunks),
         config.warps,
-        *(p.x, partials, p.planes, p.c, p.length, config.chunks, config.tiles),
+        *(p.x, partials),
+        **p.sizes(),
+        chunks=config.chunks,
+        tiles=config.tiles,
         **p.layout(config),
     )
     return partials
 
 
-def _combine_stats(p: _Problem, config: Config, partials: Tensor, stats: Tensor, form: int, eps: float) -> None:
+def _combine_stats(p: _Problem, config: Config, partials: Tensor, stats: Tensor, kind: int, eps: float) -> None:
     block = min(pow2(p.group * config.chunks), 1024)
+    sizes = {"planes": p.planes, "L": p.length, "group": p.group, "chunks": config.chunks, "tiles": config.tiles}
     _triton.run(
         triton_forward.combine_stats,
         p.planes // p.group,
         max(block // 256, 1),
-        *(partials, stats, p.planes, p.length, p.group, config.chunks, config.tiles, p.count, eps),
-        FORM=form,
+        *(partials, stats),
+        **sizes,
+        count=p.count,
+        eps=eps,
+        KIND=kind,
         BLOCK_L=config.block_l,
         BLOCK_K=block,
     )
@@ -208,7 +217,7 @@ def forward(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y, stats). `out`: write there instead of into new memory (benchmarks)."""
-    p = _Problem(x, spec.form, spec.padding)
+    p = _Problem(x, spec.kind, spec.padding)
     y = new_output(p.x, spec.padding, p.channels_last) if out is None else out
     stats = new_stats(p.x)
     if y.numel() == 0:
@@ -216,10 +225,12 @@ def forward(
     scale, scale_n = _parameter(scale)
     shift, shift_n = _parameter(shift)
     residual, strides, strided = _residual(p, residual)
-    config = _forward_config(p, spec.form)
-    sizes = (p.planes, p.c, p.length, p.out_length, p.h, p.w, scale_n, shift_n, *strides)
-    scalars = (p.count, spec.eps, spec.offset, spec.slope)
-    constants = dict(p.layout(config), FORM=spec.form, ACT=spec.activation, PAD=spec.padding, STRIDED=strided)
+    config = _forward_config(p, spec.kind)
+    named = p.sizes() | p.output_sizes() | strides
+    named |= {"scale_n": scale_n, "shift_n": shift_n}
+    named |= {"count": p.count, "eps": spec.eps, "offset": spec.offset, "slope": spec.slope}
+    constants = p.layout(config)
+    constants |= {"KIND": spec.kind, "ACT": spec.activation, "PAD": spec.padding, "STRIDED": strided}
     with on(p.x):
         if config.resident:
             tile = config.block_c * config.block_l
@@ -227,21 +238,25 @@ def forward(
                 triton_forward.forward_resident,
                 p.programs(config, 1),
                 config.warps,
-                *(p.x, scale, shift, residual, y, stats, *sizes, *scalars),
+                *(p.x, scale, shift, residual, y, stats),
+                **named,
                 **constants,
                 # a padded plane is a little longer than its tile: shorter steps waste less of the last
                 BLOCK_O=config.block_l // 4 if tile >= 2048 and config.block_l >= 64 else config.block_l,
             )
             return y, stats
         partials = _chunk_stats(p, config)
-        if spec.form == LAYER_STD or not config.merge:
-            _combine_stats(p, config, partials, stats, spec.form, spec.eps)
+        if spec.kind == LAYER_STD or not config.merge:
+            _combine_stats(p, config, partials, stats, spec.kind, spec.eps)
             partials = None
         _triton.run(
             triton_forward.forward_apply,
             p.programs(config, cdiv(p.out_length, config.block_l)),
             config.warps,
-            *(p.x, scale, shift, residual, y, stats, partials, *sizes, config.chunks, config.tiles, *scalars),
+            *(p.x, scale, shift, residual, y, stats, partials),
+            **named,
+            chunks=config.chunks,
+            tiles=config.tiles,
             **constants,
             BLOCK_K=1 if partials is None else pow2(config.chunks),
         )
@@ -259,7 +274,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, scale, shift (float32, None where not given) and of the residual (None unless asked for: only
     with padding, since without it that gradient is `grad`)."""
-    p = _Problem(x, spec.form, spec.padding)
+    p = _Problem(x, spec.kind, spec.padding)
     x, grad = p.x, dense(grad, p.channels_last)
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if need_residual else None
@@ -272,9 +287,10 @@ def backward(
     )
     scale_in, scale_n = _parameter(scale)
     shift_in, shift_n = _parameter(shift)
-    config = _backward_config(p, spec.form)
-    sizes = (p.planes, p.c, p.length, p.out_length, p.h, p.w, scale_n, shift_n)
-    constants = dict(p.layout(config), ACT=spec.activation, PAD=spec.padding)
+    config = _backward_config(p, spec.kind)
+    named = p.sizes() | p.output_sizes()
+    named |= {"scale_n": scale_n, "shift_n": shift_n, "offset": spec.offset, "slope": spec.slope}
+    constants = p.layout(config) | {"ACT": spec.activation, "PAD": spec.padding}
     with on(x):
         if config.resident:
             _triton.run(
@@ -282,9 +298,10 @@ def backward(
                 p.programs(config, 1),
                 config.warps,
                 *(grad, x, scale_in, shift_in, stats, dx, dresidual, dscale, dshift),
-                *(*sizes, p.count, spec.offset, spec.slope),
+                **named,
+                count=p.count,
                 **constants,
-                FORM=spec.form,
+                KIND=spec.kind,
             )
         else:
             partials, sums = p.partials(2, config.chunks), None
@@ -293,20 +310,24 @@ def backward(
                 p.programs(config, config.chunks),
                 config.warps,
                 *(grad, x, scale_in, shift_in, stats, dresidual, partials),
-                *(*sizes, config.chunks, config.tiles, spec.offset, spec.slope),
+                **named,
+                chunks=config.chunks,
+                tiles=config.tiles,
                 **constants,
             )
             block_k = pow2(config.chunks)
-            if spec.form == LAYER_STD or not config.merge:
+            if spec.kind == LAYER_STD or not config.merge:
                 groups = p.planes // p.group
+                sizes = {"planes": p.planes, "C": p.c, "group": p.group, "scale_n": scale_n, "chunks": config.chunks}
                 sums = torch.empty((2, groups), dtype=torch.float32, device=x.device)
                 block_p = max(min(pow2(p.group), 2048 // block_k), 1)
                 _triton.run(
                     triton_backward.combine_sums,
                     groups,
                     _warps(block_p * block_k, 8),
-                    *(partials, scale_in, stats, sums, dscale, dshift, p.planes, p.c, p.group, scale_n),
-                    *(config.chunks, spec.offset),
+                    *(partials, scale_in, stats, sums, dscale, dshift),
+                    **sizes,
+                    offset=spec.offset,
                     BLOCK_P=block_p,
                     BLOCK_K=block_k,
                 )
@@ -316,9 +337,12 @@ def backward(
                 p.programs(config, cdiv(p.length, config.block_l)),
                 config.warps,
                 *(grad, x, scale_in, shift_in, stats, dx, dscale, dshift, partials, sums),
-                *(*sizes, p.group, config.chunks, p.count, spec.offset, spec.slope),
+                **named,
+                group=p.group,
+                chunks=config.chunks,
+                count=p.count,
                 **constants,
-                FORM=spec.form,
+                KIND=spec.kind,
                 BLOCK_K=block_k,
             )
         return dx, _like(dscale, scale), _like(dshift, shift), dresidual
@@ -331,36 +355,34 @@ def _like(planes: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return planes.sum(0) if planes.shape[0] > 1 else planes.view(-1)
 
 
-def moments(x: Tensor, form: int, eps: float) -> Tensor:
+def moments(x: Tensor, kind: int, eps: float) -> Tensor:
     """Statistics (4, N, C) of every plane."""
-    p = _Problem(x, form, 0)
+    p = _Problem(x, kind, 0)
     stats = new_stats(p.x)
     if not p.x.numel():
         return stats
-    config = _forward_config(p, form)
+    config = _forward_config(p, kind)
+    named = p.sizes() | p.output_sizes() | _strides()
+    named |= {"scale_n": 0, "shift_n": 0, "count": p.count, "eps": eps, "offset": 0.0, "slope": 0.0}
+    constants = p.layout(config) | {"KIND": kind, "ACT": 0, "PAD": 0, "STRIDED": False, "BLOCK_O": config.block_l}
     with on(p.x):
         if config.resident:
             _triton.run(
                 triton_forward.forward_resident,
                 p.programs(config, 1),
                 config.warps,
-                *(p.x, None, None, None, None, stats, p.planes, p.c, p.length, p.length, *(0,) * 8),
-                *(p.count, eps, 0.0, 0.0),
-                **p.layout(config),
-                FORM=form,
-                ACT=0,
-                PAD=0,
-                STRIDED=False,
-                BLOCK_O=config.block_l,
+                *(p.x, None, None, None, None, stats),
+                **named,
+                **constants,
             )
         else:
-            _combine_stats(p, config, _chunk_stats(p, config), stats, form, eps)
+            _combine_stats(p, config, _chunk_stats(p, config), stats, kind, eps)
     return stats
 
 
-def moments_backward(grad_mean: Tensor, grad_std: Tensor, x: Tensor, stats: Tensor, form: int) -> Tensor:
+def moments_backward(grad_mean: Tensor, grad_std: Tensor, x: Tensor, stats: Tensor, kind: int) -> Tensor:
     """Gradient of x from those of its planes' mean and sqrt(unbiased variance + eps), each (N, C)."""
-    p = _Problem(x, form, 0)
+    p = _Problem(x, kind, 0)
     dx = torch.empty_like(p.x)
     if not p.x.numel():
         return dx
@@ -370,7 +392,9 @@ def moments_backward(grad_mean: Tensor, grad_std: Tensor, x: Tensor, stats: Tens
             triton_backward.moments_backward,
             p.programs(config, cdiv(p.length, config.block_l)),
             config.warps,
-            *(grad_mean.contiguous(), grad_std.contiguous(), p.x, stats, dx, p.planes, p.c, p.length, p.count),
+            *(grad_mean.contiguous(), grad_std.contiguous(), p.x, stats, dx),
+            **p.sizes(),
+            count=p.count,
             **p.layout(config),
         )
     return dx

@@ -26,15 +26,15 @@ _launcher = functools.partial(backends.launcher, "norm")
 
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
 
-_SPEC = "int form, float eps, float offset, int activation, float slope, int padding"
+_SPEC = "int kind, float eps, float offset, int activation, float slope, int padding"
 _library = torch.library.Library("fused_i2i", "DEF")
 _library.define(f"norm_forward(Tensor x, Tensor? scale, Tensor? shift, Tensor? residual, {_SPEC}) -> (Tensor, Tensor)")
 _library.define(
     "norm_backward(Tensor grad, Tensor x, Tensor? scale, Tensor? shift, Tensor stats, bool need_residual, "
     f"{_SPEC}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_library.define("plane_stats(Tensor x, int form, float eps) -> Tensor")
-_library.define("plane_stats_backward(Tensor grad_mean, Tensor grad_std, Tensor x, Tensor stats, int form) -> Tensor")
+_library.define("plane_stats(Tensor x, int kind, float eps) -> Tensor")
+_library.define("plane_stats_backward(Tensor grad_mean, Tensor grad_std, Tensor x, Tensor stats, int kind) -> Tensor")
 
 
 def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def _register(key: str, impl: str) -> None:
 
     _library.impl("norm_forward", norm_forward, key)
     _library.impl("norm_backward", norm_backward, key)
-    _library.impl("plane_stats", lambda x, form, eps: _launcher(impl).moments(x, form, eps), key)
+    _library.impl("plane_stats", lambda x, kind, eps: _launcher(impl).moments(x, kind, eps), key)
     _library.impl("plane_stats_backward", lambda *args: _launcher(impl).moments_backward(*args), key)
 
 
@@ -61,13 +61,13 @@ _register("CUDA", "triton")
 
 
 @torch.library.register_fake("fused_i2i::norm_forward")
-def _(x, scale, shift, residual, form, eps, offset, activation, slope, padding):
+def _(x, scale, shift, residual, kind, eps, offset, activation, slope, padding):
     x = dense(x, is_channels_last(x))
     return new_output(x, padding, is_channels_last(x)), new_stats(x)
 
 
 @torch.library.register_fake("fused_i2i::norm_backward")
-def _(grad, x, scale, shift, stats, need_residual, form, eps, offset, activation, slope, padding):
+def _(grad, x, scale, shift, stats, need_residual, kind, eps, offset, activation, slope, padding):
     x = dense(x, is_channels_last(x))
     parameters = [None if p is None else torch.empty_like(p, dtype=torch.float32) for p in (scale, shift)]
     residual = torch.empty_like(x) if need_residual else None
@@ -75,12 +75,12 @@ def _(grad, x, scale, shift, stats, need_residual, form, eps, offset, activation
 
 
 @torch.library.register_fake("fused_i2i::plane_stats")
-def _(x, form, eps):
+def _(x, kind, eps):
     return new_stats(x)
 
 
 @torch.library.register_fake("fused_i2i::plane_stats_backward")
-def _(grad_mean, grad_std, x, stats, form):
+def _(grad_mean, grad_std, x, stats, kind):
     return torch.empty_like(dense(x, is_channels_last(x)))
 
 

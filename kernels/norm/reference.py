@@ -76,11 +76,11 @@ def norm(
 
 def _normalise(x: torch.Tensor, spec: Spec) -> torch.Tensor:
     """x_hat. Where the denominator is 0, in a constant group without eps, it is 0 and has gradient 0, as in torch."""
-    dims = tuple(range(1 if spec.form == LAYER_STD else 2, x.dim()))
+    dims = tuple(range(1 if spec.kind == LAYER_STD else 2, x.dim()))
     n = math.prod([x.shape[d] for d in dims])
     d, _ = centred(wide(x), dims)
-    var = d.square().sum(dims, keepdim=True) / (n if spec.form == INSTANCE else n - 1)
-    denominator = root(var) + spec.eps if spec.form == LAYER_STD else root(var + spec.eps)
+    var = d.square().sum(dims, keepdim=True) / (n if spec.kind == INSTANCE else n - 1)
+    denominator = root(var) + spec.eps if spec.kind == LAYER_STD else root(var + spec.eps)
     zero = denominator == 0
     # a variance beyond the dtype's range must show: times 1 / inf it would be a plane of zeros
     rstd = denominator.masked_fill(zero, 1.0).reciprocal().masked_fill(denominator == math.inf, math.nan)

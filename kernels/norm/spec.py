@@ -1,4 +1,4 @@
-"""What the walls of this room share: the operator's static options and room for its results."""
+"""What the files of this room share: the operator's static options and new memory for its results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh")
 
-# Which elements share statistics, and what they are divided by (munit_layer_norm has its own rule).
+# Kinds of statistics: which elements share them, and what is divided by (munit_layer_norm has its own rule).
 INSTANCE = 0  # a plane (n, c); sqrt(biased variance + eps)
 INSTANCE_UNBIASED = 1  # a plane (n, c); sqrt(unbiased variance + eps)
 LAYER_STD = 2  # a sample n; unbiased standard deviation + eps
@@ -17,7 +17,7 @@ LAYER_STD = 2  # a sample n; unbiased standard deviation + eps
 class Spec(NamedTuple):
     """Static options of one call: y = act((offset + scale) * x_hat + shift) + residual, reflection-padded."""
 
-    form: int
+    kind: int
     eps: float
     offset: float
     activation: int  # index into ACTIVATIONS
@@ -26,16 +26,16 @@ class Spec(NamedTuple):
 
 
 def new_output(x: torch.Tensor, padding: int, channels_last: bool) -> torch.Tensor:
-    """Room for y: dtype, device and memory order of x, each side longer by `padding`."""
+    """Allocates y: dtype, device and memory order of x, each side longer by `padding`."""
     if not padding:
         return torch.empty_like(x)
     n, c, h, w = x.shape
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty((n, c, h + 2 * padding, w + 2 * padding), dtype=x.dtype, device=x.device, memory_format=form)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((n, c, h + 2 * padding, w + 2 * padding), dtype=x.dtype, device=x.device, memory_format=order)
 
 
 def new_stats(x: torch.Tensor) -> torch.Tensor:
-    """Room for the statistics, float32 (4, N, C): mean, what float32 lost of it, biased variance, 1 / denominator."""
+    """Allocates the statistics, float32 (4, N, C): mean, what float32 lost of it, biased variance, 1 / denominator."""
     return torch.empty((4, x.shape[0], x.shape[1]), dtype=torch.float32, device=x.device)
 
 

@@ -9,10 +9,10 @@ from kernels.norm.triton_parts import (
     PLAIN,
     activation_gradient,
     coefficients,
+    dx_coefficients,
     load_stats,
     load_tile,
     locate,
-    pull,
     scale_of,
     start_of,
     store_tile,
@@ -71,7 +71,7 @@ def _store_sums(dscale, dshift, plane, g_sum, gx_sum, valid):
 def backward_resident(
     grad, x, scale, shift, stats, dx, dresidual, dscale, dshift,
     planes, C, L, out_length, H, W, scale_n, shift_n, count, offset, slope,
-    FORM: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """Whole planes of x and grad in registers: both sums, then dx at once."""
@@ -91,7 +91,7 @@ def backward_resident(
     g_sum = tl.sum(g, 1)
     gx_sum = (tl.sum(g * d, 1) - low * g_sum) * rstd
     _store_sums(dscale, dshift, plane, g_sum, gx_sum, exists)
-    p, q, r = pull(s, s * g_sum, s * gx_sum, low, var, rstd, count, FORM)
+    p, q, r = dx_coefficients(s, s * g_sum, s * gx_sum, low, var, rstd, count, KIND)
     out = g * p[:, None] + (d * q[:, None] + r[:, None])
     store_tile(dx + first, out, position, valid, C, CHANNELS_LAST, WIDE)
 
@@ -168,7 +168,7 @@ def combine_sums(
 def backward_apply(
     grad, x, scale, shift, stats, dx, dscale, dshift, partials, sums,
     planes, C, L, out_length, H, W, scale_n, shift_n, group, chunks, count, offset, slope,
-    FORM: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dx from the chunks' sums, merged here, or where partials is None from the groups' `sums`."""
@@ -181,12 +181,12 @@ def backward_apply(
         g_sum, gx_sum = _plane_sums(partials, plane, planes, chunks, low, rstd, exists, BLOCK_K)
         if piece == 0:
             _store_sums(dscale, dshift, plane, g_sum, gx_sum, exists)
-        p, q, r = pull(s, s * g_sum, s * gx_sum, low, var, rstd, count, FORM)
+        p, q, r = dx_coefficients(s, s * g_sum, s * gx_sum, low, var, rstd, count, KIND)
     else:
         at = plane // group
         g_sum = tl.load(sums + at, mask=exists, other=0.0)
         gx_sum = tl.load(sums + planes // group + at, mask=exists, other=0.0)
-        p, q, r = pull(s, g_sum, gx_sum, low, var, rstd, count, FORM)
+        p, q, r = dx_coefficients(s, g_sum, gx_sum, low, var, rstd, count, KIND)
     l0 = piece * BLOCK_L
     position = l0 + tl.arange(0, BLOCK_L)
     valid = exists[:, None] & (position < L)[None, :]

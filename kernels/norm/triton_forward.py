@@ -50,7 +50,7 @@ def _emit(
 def forward_resident(
     x, scale, shift, residual, y, stats,
     planes, C, L, out_length, H, W, scale_n, shift_n, rn, rc, rh, rw, count, eps, offset, slope,
-    FORM: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, STRIDED: tl.constexpr,
+    KIND: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, STRIDED: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Whole planes in registers: exact two-pass statistics, then y at once. y None: statistics alone."""
@@ -60,7 +60,7 @@ def forward_resident(
     valid = exists[:, None] & (position < L)[None, :]
     v = load_tile(from_, position, valid, C, CHANNELS_LAST, WIDE, "")
     high, low, m2 = tile_moments(v, valid, count)
-    var, rstd = close_group(m2, count, eps, FORM)
+    var, rstd = close_group(m2, count, eps, KIND)
     store_stats(stats, plane, planes, high, low, var, rstd, exists)
     if y is not None:
         s = scale_of(scale, n, c, scale_n, offset, exists)
@@ -121,7 +121,7 @@ def chunk_stats(
 @triton.jit(do_not_specialize=PLAIN)
 def combine_stats(
     partials, stats, planes, L, group, chunks, tiles, count, eps,
-    FORM: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
+    KIND: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program merges the partial results of one statistics group, `group` planes, and gives each the result."""
     first = tl.program_id(0) * group * chunks
@@ -142,7 +142,7 @@ def combine_stats(
         m2 += part_m2 + delta * delta * (total * part)
         high, low = two_sum(high, low + delta * part)
         total += n
-    var, rstd = close_group(m2, count, eps, FORM)
+    var, rstd = close_group(m2, count, eps, KIND)
     one = tl.zeros([BLOCK_K], tl.float32)
     for c0 in range(0, group, BLOCK_K):
         c = c0 + tl.arange(0, BLOCK_K)
@@ -154,7 +154,7 @@ def combine_stats(
 def forward_apply(
     x, scale, shift, residual, y, stats, partials,
     planes, C, L, out_length, H, W, scale_n, shift_n, rn, rc, rh, rw, chunks, tiles, count, eps, offset, slope,
-    FORM: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, STRIDED: tl.constexpr,
+    KIND: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, CHANNELS_LAST: tl.constexpr, STRIDED: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y by output position. partials None: `stats` is complete; else merged here, and written by the first piece."""
@@ -171,7 +171,7 @@ def forward_apply(
         )
         pivot = tl.load(partials + first, mask=exists, other=0.0)
         high, low, m2 = merge_partials(pivot, part_high, part_low, part_m2, part_count, count)
-        var, rstd = close_group(m2, count, eps, FORM)
+        var, rstd = close_group(m2, count, eps, KIND)
         if piece == 0:
             store_stats(stats, plane, planes, high, low, var, rstd, exists)
     else:

@@ -29,7 +29,7 @@ import triton.language as tl
 
 from kernels.norm import spec
 
-# forms and activations, for use inside kernels
+# kinds of statistics and activations, for use inside kernels
 _INSTANCE = tl.constexpr(spec.INSTANCE)
 _LAYER_STD = tl.constexpr(spec.LAYER_STD)
 _RELU = tl.constexpr(spec.ACTIVATIONS.index("relu"))
@@ -159,12 +159,12 @@ def load_partials(partials_ptr, first, j, per_plane, size, span, L, valid):
 
 
 @triton.jit
-def close_group(m2, count, eps, FORM: tl.constexpr):
+def close_group(m2, count, eps, KIND: tl.constexpr):
     """(biased variance, 1 / denominator): 0 for 0, a constant group without eps; NaN for a variance out of range."""
     var = m2 / count
-    if FORM == _INSTANCE:
+    if KIND == _INSTANCE:
         denominator = tl.sqrt_rn(var + eps)
-    elif FORM == _LAYER_STD:
+    elif KIND == _LAYER_STD:
         denominator = tl.sqrt_rn(m2 / (count - 1.0)) + eps
     else:
         denominator = tl.sqrt_rn(m2 / (count - 1.0) + eps)
@@ -252,11 +252,11 @@ def activation_gradient(g, z, slope, ACT: tl.constexpr):
 
 
 @triton.jit
-def pull(s, g_sum, gx_sum, low, var, rstd, count, FORM: tl.constexpr):
+def dx_coefficients(s, g_sum, gx_sum, low, var, rstd, count, KIND: tl.constexpr):
     """(p, q, r) of dx = g' * p + d * q + r, from the group's sums of scale * g' and scale * g' * x_hat."""
-    if FORM == _INSTANCE:
+    if KIND == _INSTANCE:
         k = rstd / count
-    elif FORM == _LAYER_STD:
+    elif KIND == _LAYER_STD:
         std = tl.sqrt_rn(var * (count / (count - 1.0)))
         # a constant sample has no direction to push its deviation in
         k = tl.where(std > 0, 1.0 / (tl.where(std > 0, std, 1.0) * (count - 1.0)), 0.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kernels._native import DTYPE_CODES, load
-from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
+from kernels.patches.spec import Layout, Strides, new_map, new_rows, positions, readable, strides_of
 
 Tensor = torch.Tensor
 
@@ -38,11 +38,11 @@ def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def backward(grads: Sequence[Tensor], ids: Sequence[Tensor], forms: Sequence[Form], unique: bool) -> list[Tensor]:
+def backward(grads: Sequence[Tensor], ids: Sequence[Tensor], layouts: Sequence[Layout], unique: bool) -> list[Tensor]:
     """The dense gradient of every map, from the gradients (B, P, C) of its patches."""
     arguments, found, held = [], [], []
-    for rows, at, form in zip(grads, ids, forms):
-        total = new_map(form, rows)
+    for rows, at, layout in zip(grads, ids, layouts):
+        total = new_map(layout, rows)
         found.append(total)
         if total.numel():
             rows, at = rows.contiguous(), at.contiguous()

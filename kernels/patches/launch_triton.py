@@ -14,7 +14,7 @@ import torch
 from kernels import _triton
 from kernels._triton import cdiv, encode, on
 from kernels.patches import triton_kernels
-from kernels.patches.spec import Form, Strides, new_map, new_rows, positions, readable, strides_of
+from kernels.patches.spec import Layout, Strides, new_map, new_rows, positions, readable, strides_of
 
 Tensor = torch.Tensor
 
@@ -69,11 +69,11 @@ def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def backward(grads: Sequence[Tensor], ids: Sequence[Tensor], forms: Sequence[Form], unique: bool) -> list[Tensor]:
+def backward(grads: Sequence[Tensor], ids: Sequence[Tensor], layouts: Sequence[Layout], unique: bool) -> list[Tensor]:
     """The dense gradient of every map, from the gradients (B, P, C) of its patches. Positions outside are left out."""
     found, problems = [], []
-    for rows, at, form in zip(grads, ids, forms):
-        total = new_map(form, rows).zero_()
+    for rows, at, layout in zip(grads, ids, layouts):
+        total = new_map(layout, rows).zero_()
         found.append(total)
         if rows.numel():
             problems.append(_Problem(total, at.contiguous(), rows.contiguous(), strides_of(total)))

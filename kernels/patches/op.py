@@ -24,7 +24,7 @@ from kernels.patches.checks import (
     check_range,
     given_ids,
 )
-from kernels.patches.spec import Form, dense_copy, form_of, is_dense, new_map, new_rows, positions
+from kernels.patches.spec import Layout, dense_copy, is_dense, layout_of, new_map, new_rows, positions
 
 Tensor = torch.Tensor
 
@@ -33,7 +33,7 @@ _launcher = functools.partial(backends.launcher, "patches")
 
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
 
-# Forms travel as the sizes of all maps in a row, their numbers of dimensions, and their memory orders.
+# Layouts travel as the sizes of all maps in a row, their numbers of dimensions, and their memory orders.
 _library = torch.library.Library("fused_i2i", "FRAGMENT")
 _library.define("sample_patches(Tensor[] maps, Tensor[] ids) -> Tensor[]")
 _library.define(
@@ -43,14 +43,14 @@ _library.define(
 _library.define("tap_patches_backward(Tensor grad, Tensor rows, Tensor ids, bool channels_last) -> Tensor")
 
 
-def _packed(forms: Sequence[Form]) -> tuple[list[int], list[int], list[bool]]:
-    sizes = list(itertools.chain.from_iterable(form.size for form in forms))
-    return sizes, [len(form.size) for form in forms], [form.channels_last for form in forms]
+def _packed(layouts: Sequence[Layout]) -> tuple[list[int], list[int], list[bool]]:
+    sizes = list(itertools.chain.from_iterable(layout.size for layout in layouts))
+    return sizes, [len(layout.size) for layout in layouts], [layout.channels_last for layout in layouts]
 
 
-def _unpacked(sizes: Sequence[int], dims: Sequence[int], channels_last: Sequence[bool]) -> list[Form]:
+def _unpacked(sizes: Sequence[int], dims: Sequence[int], channels_last: Sequence[bool]) -> list[Layout]:
     ends = list(itertools.accumulate(dims))
-    return [Form(tuple(sizes[end - d : end]), last) for end, d, last in zip(ends, dims, channels_last)]
+    return [Layout(tuple(sizes[end - d : end]), last) for end, d, last in zip(ends, dims, channels_last)]
 
 
 def _register(key: str, impl: str) -> None:
@@ -84,12 +84,12 @@ def _(maps, ids):
 
 @torch.library.register_fake("fused_i2i::sample_patches_backward")
 def _(grads, ids, sizes, dims, channels_last, unique):
-    return [new_map(form, rows) for rows, form in zip(grads, _unpacked(sizes, dims, channels_last))]
+    return [new_map(layout, rows) for rows, layout in zip(grads, _unpacked(sizes, dims, channels_last))]
 
 
 @torch.library.register_fake("fused_i2i::tap_patches_backward")
 def _(grad, rows, ids, channels_last):
-    return new_map(Form(tuple(grad.shape), channels_last), grad)
+    return new_map(Layout(tuple(grad.shape), channels_last), grad)
 
 
 _sample_patches = torch.ops.fused_i2i.sample_patches.default
@@ -106,10 +106,10 @@ def _gather(impl: str, maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Te
     return _launcher(impl).forward(maps, ids)
 
 
-def _scatter(impl: str, unique: bool, rows, ids, forms) -> list[Tensor]:
+def _scatter(impl: str, unique: bool, rows, ids, layouts) -> list[Tensor]:
     if torch.compiler.is_compiling():
-        return _sample_patches_backward(rows, ids, *_packed(forms), unique)
-    return _launcher(impl).backward(rows, ids, forms, unique)
+        return _sample_patches_backward(rows, ids, *_packed(layouts), unique)
+    return _launcher(impl).backward(rows, ids, layouts, unique)
 
 
 class _Sample(torch.autograd.Function):
@@ -120,7 +120,7 @@ class _Sample(torch.autograd.Function):
         count = len(maps_and_ids) // 2
         maps, ids = maps_and_ids[:count], maps_and_ids[count:]
         ctx.save_for_backward(*ids)
-        ctx.impl, ctx.unique, ctx.forms = impl, unique, [form_of(x) for x in maps]
+        ctx.impl, ctx.unique, ctx.layouts = impl, unique, [layout_of(x) for x in maps]
         ctx.set_materialize_grads(False)
         return tuple(_gather(impl, maps, ids))
 
@@ -130,16 +130,16 @@ class _Sample(torch.autograd.Function):
         found: list[Tensor | None] = [None] * (2 * len(grads))
         wanted = [i for i in range(len(grads)) if grads[i] is not None and need[i]]
         if wanted:
-            rows, at, forms = ([of[i] for i in wanted] for of in (grads, ids, ctx.forms))
+            rows, at, layouts = ([of[i] for i in wanted] for of in (grads, ids, ctx.layouts))
             # asked first: while tracing, torch would look at the differentiable way too
             if torch.compiler.is_compiling():
-                dense = _scatter(ctx.impl, ctx.unique, rows, at, forms)
+                dense = _scatter(ctx.impl, ctx.unique, rows, at, layouts)
             elif not _guard.addressable(*rows):
-                dense = [reference.spread(*three) for three in zip(rows, at, forms)]
+                dense = [reference.spread(*three) for three in zip(rows, at, layouts)]
             elif torch.is_grad_enabled():
-                dense = _Spread.apply(ctx.impl, ctx.unique, forms, *rows, *at)
+                dense = _Spread.apply(ctx.impl, ctx.unique, layouts, *rows, *at)
             else:
-                dense = _scatter(ctx.impl, ctx.unique, rows, at, forms)
+                dense = _scatter(ctx.impl, ctx.unique, rows, at, layouts)
             for i, gradient in zip(wanted, dense):
                 found[i] = gradient
         return None, None, *found
@@ -149,13 +149,13 @@ class _Spread(torch.autograd.Function):
     """Patches to maps that are zero elsewhere: the derivative of _Sample, whose own is _Sample again."""
 
     @staticmethod
-    def forward(ctx, impl, unique, forms, *rows_and_ids):
+    def forward(ctx, impl, unique, layouts, *rows_and_ids):
         count = len(rows_and_ids) // 2
         rows, ids = rows_and_ids[:count], rows_and_ids[count:]
         ctx.save_for_backward(*ids)
         ctx.impl, ctx.unique = impl, unique
         ctx.set_materialize_grads(False)
-        return tuple(_scatter(impl, unique, rows, ids, forms))
+        return tuple(_scatter(impl, unique, rows, ids, layouts))
 
     @staticmethod
     def backward(ctx, *grads):
@@ -180,7 +180,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ids, impl):
         ctx.save_for_backward(ids)
-        ctx.impl, ctx.form = impl, form_of(x)
+        ctx.impl, ctx.layout = impl, layout_of(x)
         ctx.set_materialize_grads(False)
         return x.view_as(x), _gather(impl, (x,), (ids,))[0]
 
@@ -191,18 +191,18 @@ class _Tap(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         if torch.compiler.is_compiling():
             if grad is None:
-                return _scatter(ctx.impl, False, [rows], [ids], [ctx.form])[0], None, None
-            return _tap_patches_backward(grad, rows, ids, ctx.form.channels_last), None, None
+                return _scatter(ctx.impl, False, [rows], [ids], [ctx.layout])[0], None, None
+            return _tap_patches_backward(grad, rows, ids, ctx.layout.channels_last), None, None
         if not _guard.addressable(grad, rows):
-            spread = reference.spread(rows, ids, ctx.form)
+            spread = reference.spread(rows, ids, ctx.layout)
             return spread if grad is None else grad + spread, None, None
         if torch.is_grad_enabled():  # create_graph=True
-            (spread,) = _Spread.apply(ctx.impl, False, [ctx.form], rows, ids)
+            (spread,) = _Spread.apply(ctx.impl, False, [ctx.layout], rows, ids)
             return spread if grad is None else grad + spread, None, None
         if grad is None:
-            return _launcher(ctx.impl).backward([rows], [ids], [ctx.form], False)[0], None, None
+            return _launcher(ctx.impl).backward([rows], [ids], [ctx.layout], False)[0], None, None
         if not (ownership.owned(grad) and is_dense(grad)):
-            grad = dense_copy(grad, ctx.form.channels_last)
+            grad = dense_copy(grad, ctx.layout.channels_last)
         _launcher(ctx.impl).add(grad, rows, ids)
         return grad, None, None
 

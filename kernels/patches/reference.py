@@ -7,7 +7,7 @@ import math
 import torch
 
 from kernels._dtypes import wide
-from kernels.patches.spec import Form
+from kernels.patches.spec import Layout
 
 
 def sample(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -15,8 +15,8 @@ def sample(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return x.reshape(*x.shape[:2], math.prod(x.shape[2:])).index_select(2, ids).transpose(1, 2).contiguous()
 
 
-def spread(rows: torch.Tensor, ids: torch.Tensor, form: Form) -> torch.Tensor:
+def spread(rows: torch.Tensor, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Rows (B, P, C) to a map that is zero elsewhere: the transposed of `sample`. Rows of one position add up."""
     added = wide(rows)
-    total = added.new_zeros((*form.size[:2], math.prod(form.size[2:])))
-    return total.index_add(2, ids, added.transpose(1, 2)).reshape(form.size).to(rows.dtype)
+    total = added.new_zeros((*layout.size[:2], math.prod(layout.size[2:])))
+    return total.index_add(2, ids, added.transpose(1, 2)).reshape(layout.size).to(rows.dtype)

@@ -1,4 +1,5 @@
-"""What the walls of this room share: where the positions of a map stand in memory, and room for its gradient."""
+"""What the files of this room share: where the positions of a map stand in memory, and new memory for its
+gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from kernels._layout import dense, is_channels_last
 
 
-class Form(NamedTuple):
+class Layout(NamedTuple):
     """A map's size and memory order: all that backward needs to know of it, so that the map itself need not be kept."""
 
     size: tuple[int, ...]
@@ -27,8 +28,8 @@ class Strides(NamedTuple):
     sw: int
 
 
-def form_of(x: torch.Tensor) -> Form:
-    return Form(tuple(x.shape), is_channels_last(x))
+def layout_of(x: torch.Tensor) -> Layout:
+    return Layout(tuple(x.shape), is_channels_last(x))
 
 
 def _strides(x: torch.Tensor) -> Strides | None:
@@ -72,21 +73,21 @@ def is_dense(x: torch.Tensor) -> bool:
 
 def dense_copy(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """x in memory of its own, whether or not it was dense."""
-    copy = new_map(Form(tuple(x.shape), channels_last), x)
+    copy = new_map(Layout(tuple(x.shape), channels_last), x)
     return copy.copy_(x)
 
 
-def new_map(form: Form, like: torch.Tensor) -> torch.Tensor:
-    """Room for a gradient: dtype and device of `like`, size and memory order of the map."""
-    size = form.size
-    if not form.channels_last:
+def new_map(layout: Layout, like: torch.Tensor) -> torch.Tensor:
+    """Allocates a gradient: dtype and device of `like`, size and memory order of the map."""
+    size = layout.size
+    if not layout.channels_last:
         return torch.empty(size, dtype=like.dtype, device=like.device)
     size = (size[0], *size[2:], size[1])
     return torch.empty(size, dtype=like.dtype, device=like.device).movedim(-1, 1)
 
 
 def new_rows(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Room for the patches of x: (B, P, C)."""
+    """Allocates the patches of x: (B, P, C)."""
     return torch.empty((x.shape[0], ids.shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
 
 

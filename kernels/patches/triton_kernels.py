@@ -90,8 +90,8 @@ def scatter(
             before = same & (q[None, :] < p[:, None])
             after = same & (q[None, :] > p[:, None])
             writes = writes & (tl.max(before.to(tl.int32), axis=1) == 0)
-            # few tiles hold a position again, so that the slow walk over their rows hardly ever happens. Not a product
-            # with the matrix of equals: 0 * inf would spread one row's overflow over all
+            # Rows of repeated positions are added one by one, which is slow, but few tiles have any. A product of the
+            # rows with the 0/1 matrix `same` would be wrong: an infinity in one row would make NaN (0 * inf) in all.
             if tl.max(tl.max(after.to(tl.int32), axis=1), axis=0) > 0:
                 for j in range(q0, tl.minimum(q0 + BLOCK_Q, P)):
                     again = (position == tl.load(at + j)) & (p < j)

@@ -38,8 +38,9 @@ def _spec(kind, rows, columns, height, width, transposed) -> Spec:
 
 
 def _register(key: str, impl: str) -> None:
-    def resample(x, *spec_and_form):
-        return _launcher(impl).apply(x, _spec(*spec_and_form[:-1]), spec_and_form[-1])
+    def resample(x, kind, rows, columns, height, width, transposed, channels_last):
+        spec = _spec(kind, rows, columns, height, width, transposed)
+        return _launcher(impl).apply(x, spec, channels_last)
 
     _library.impl("resample", resample, key)
 
@@ -49,8 +50,8 @@ _register("CUDA", "triton")
 
 
 @torch.library.register_fake("fused_i2i::resample")
-def _(x, *spec_and_form):
-    return new_output(x, _spec(*spec_and_form[:-1]), spec_and_form[-1])
+def _(x, kind, rows, columns, height, width, transposed, channels_last):
+    return new_output(x, _spec(kind, rows, columns, height, width, transposed), channels_last)
 
 
 _resample = torch.ops.fused_i2i.resample.default

@@ -38,6 +38,6 @@ def output_size(kind: int, parameters: tuple[int, int], size: int) -> int:
 
 
 def new_output(x: torch.Tensor, spec: Spec, channels_last: bool) -> torch.Tensor:
-    """Room for the result, in the memory order of x."""
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty((*x.shape[:2], *spec.output), dtype=x.dtype, device=x.device, memory_format=form)
+    """Allocates the result, in the memory order of x."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((*x.shape[:2], *spec.output), dtype=x.dtype, device=x.device, memory_format=order)

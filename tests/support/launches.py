@@ -16,7 +16,7 @@ class Launch(NamedTuple):
     programs: int
     warps: int
     args: tuple
-    constants: dict
+    constants: dict  # what was given by name: constants of the compilation, and of the norms sizes and scalars too
     stages: int = 1
 
     @property

@@ -56,6 +56,7 @@ def source(launch: Launch) -> ASTSource:
     values = dict(zip(names, launch.args)) | launch.constants
     assert list(values) and set(values) == set(names), "arguments do not match the kernel's"
     plain = {p.name for p in launch.kernel.params if p.do_not_specialize}
+    compiled_in = {p.name for p in launch.kernel.params if p.is_constexpr}
     constants, attrs = {}, {}
 
     def kind(value, path: tuple, constant: bool, plain: bool):
@@ -73,9 +74,7 @@ def source(launch: Launch) -> ASTSource:
             attrs[path] = [["tt.divisibility", 16]]
         return found
 
-    signature = {
-        name: kind(values[name], (i,), name in launch.constants, name in plain) for i, name in enumerate(names)
-    }
+    signature = {name: kind(values[name], (i,), name in compiled_in, name in plain) for i, name in enumerate(names)}
     return ASTSource(launch.kernel, signature, constants, attrs)
 
 

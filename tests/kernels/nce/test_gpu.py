@@ -14,7 +14,7 @@ from support.gpu import behind_a_slow_writer, captured  # noqa: E402
 from support.nce_triton_numerics import check, inputs, leaves  # noqa: E402
 
 from kernels.nce import launch_triton, patch_nce_loss  # noqa: E402
-from kernels.nce.spec import Layer, Spec  # noqa: E402
+from kernels.nce.spec import Layer, Needs, Spec  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
@@ -33,9 +33,9 @@ def test_network_shapes(batch, bank, normalize, dtype):
 
 def run(layers):
     """Forward and backward of all layers: everything that comes out."""
-    loss, stats, units = launch_triton.forward(layers, SPEC, [True] * len(layers))
-    needs = [(True, True, False, False)] * len(layers)
-    grads = launch_triton.backward(torch.ones_like(loss), layers, stats, units, needs, SPEC)
+    loss, stats, dq_unscaled = launch_triton.forward(layers, SPEC, [True] * len(layers))
+    needs = [Needs(True, True, False, False)] * len(layers)
+    grads = launch_triton.backward(torch.ones_like(loss), layers, stats, dq_unscaled, needs, SPEC)
     return [loss, stats, *(g for four in grads for g in four if g is not None)]
 
 
@@ -89,14 +89,14 @@ def test_autograd_in_a_cuda_graph():
 def test_one_kernel_for_five_layers():
     """As the profiler counts them, forward and backward of q."""
     layers = five()
-    loss, stats, units = launch_triton.forward(layers, SPEC, [True] * 5)
-    needs = [(True, False, False, False)] * 5
+    loss, stats, dq_unscaled = launch_triton.forward(layers, SPEC, [True] * 5)
+    needs = [Needs(True, False, False, False)] * 5
     grad = torch.ones_like(loss)
-    launch_triton.backward(grad, layers, stats, units, needs, SPEC)
+    launch_triton.backward(grad, layers, stats, dq_unscaled, needs, SPEC)
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         launch_triton.forward(layers, SPEC, [True] * 5)
-        launch_triton.backward(grad, layers, stats, units, needs, SPEC)
+        launch_triton.backward(grad, layers, stats, dq_unscaled, needs, SPEC)
         torch.cuda.synchronize()
     names = [event.name for event in profile.events() if event.name.startswith("nce_")]
     assert names == ["nce_forward", "nce_backward_rows"], names

@@ -208,10 +208,10 @@ def test_opcheck(bank):
     lists = [[given.get(name)] for name in ("q", "k", "negatives", "log_weight", "similarity_weight")]
     spec = Spec(0.07, True, False)
     torch.library.opcheck(torch.ops.fused_i2i.nce_forward.default, (*lists, [True], *spec))
-    loss, stats, *units = torch.ops.fused_i2i.nce_forward(*lists, [True], *spec)
+    loss, stats, *dq_unscaled = torch.ops.fused_i2i.nce_forward(*lists, [True], *spec)
     needs = [True, True, "negatives" in given, True]
     torch.library.opcheck(
-        torch.ops.fused_i2i.nce_backward.default, (torch.ones_like(loss), *lists, stats, units, needs, *spec)
+        torch.ops.fused_i2i.nce_backward.default, (torch.ones_like(loss), *lists, stats, dq_unscaled, needs, *spec)
     )
 
 

@@ -9,7 +9,7 @@ from support.nce_triton_numerics import BF16, FLOAT, FORMS, HALF, NAMES, check, 
 from support.triton_numerics import DEVICE, close
 
 from kernels.nce import launch_triton, patch_nce_loss
-from kernels.nce.spec import EPS, INVERSE_NORM, LSE, PULL, Layer, Spec
+from kernels.nce.spec import EPS, INVERSE_NORM, LSE, LSE_GRAD, Layer, Needs, Spec
 
 pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
 
@@ -172,26 +172,26 @@ def test_statistics():
         given = inputs((2, 9, 16), None, "both")
         given["similarity_weight"] = given["similarity_weight"].expand(2, 9, 9)
         layer = Layer(*given.values())
-        loss, stats, units = launch_triton.forward([layer, layer], Spec(0.5, True, decoupled), [True, True])
-        assert stats.shape == (3, 36) and [u.numel() for u in units] == [0, 0]
+        loss, stats, dq_unscaled = launch_triton.forward([layer, layer], Spec(0.5, True, decoupled), [True, True])
+        assert stats.shape == (3, 36) and [u.numel() for u in dq_unscaled] == [0, 0]
         unit = [t.double() / (t.double().norm(dim=-1, keepdim=True) + EPS) for t in layer[:2]]
         z = unit[0] @ unit[1].mT / 0.5 * layer.similarity_weight + layer.log_weight
         lse = z.masked_fill(torch.eye(9, dtype=torch.bool, device=DEVICE), float("-inf")).logsumexp(-1).flatten()
-        pull = torch.sigmoid(lse - ((unit[0] * unit[1]).sum(-1) / 0.5).flatten())
+        lse_grad = torch.sigmoid(lse - ((unit[0] * unit[1]).sum(-1) / 0.5).flatten())
         for half in (slice(0, 18), slice(18, 36)):
             torch.testing.assert_close(stats[LSE, half].double(), lse, rtol=0, atol=2e-6)
-            want = torch.ones_like(pull) if decoupled else pull
-            torch.testing.assert_close(stats[PULL, half].double(), want, rtol=2e-6, atol=0)
+            want = torch.ones_like(lse_grad) if decoupled else lse_grad
+            torch.testing.assert_close(stats[LSE_GRAD, half].double(), want, rtol=2e-6, atol=0)
             want = 1 / (layer.q.double().norm(dim=-1).flatten() + EPS)
             torch.testing.assert_close(stats[INVERSE_NORM, half].double(), want, rtol=2e-6, atol=0)
 
 
 def test_no_rows(launched):
     q = torch.zeros(0, 4, 8, device=DEVICE)
-    loss, stats, units = launch_triton.forward([Layer(q, q, None, None, None)], Spec(0.07, True, False), [True])
-    needs = [(True, True, False, True)]
+    loss, stats, dq_unscaled = launch_triton.forward([Layer(q, q, None, None, None)], Spec(0.07, True, False), [True])
+    needs = [Needs(True, True, False, True)]
     ((dq, dk, dn, dw),) = launch_triton.backward(
-        loss, [Layer(q, q, None, None, None)], stats, units, needs, Spec(0.07, True, False)
+        loss, [Layer(q, q, None, None, None)], stats, dq_unscaled, needs, Spec(0.07, True, False)
     )
     assert loss.shape == (0,) and stats.shape == (3, 0) and dq.shape == dk.shape == q.shape and dw.shape == (0, 4, 4)
     assert dn is None and not launched

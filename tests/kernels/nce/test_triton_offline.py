@@ -23,7 +23,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
 
 from kernels._triton import ASSUMED_SMS
 from kernels.nce import launch_triton, triton_backward, triton_forward
-from kernels.nce.spec import Layer, Spec
+from kernels.nce.spec import Layer, Needs, Spec
 
 # Bytes of stores and loads together: ptxas gives up some registers of kernels far from the limit (128 or 168 each, say)
 # to fit one more program on a multiprocessor.
@@ -60,8 +60,8 @@ def launches(case: Case) -> list[Launch]:
     layers = [layer(*size) for size in case.sizes]
     spec = Spec(0.07, case.normalize, case.decoupled)
     with recorded() as found:
-        loss, stats, units = launch_triton.forward(layers, spec, [case.needs[0]] * len(layers))
-        launch_triton.backward(loss, layers, stats, units, [case.needs] * len(layers), spec)
+        loss, stats, dq_unscaled = launch_triton.forward(layers, spec, [case.needs[0]] * len(layers))
+        launch_triton.backward(loss, layers, stats, dq_unscaled, [Needs(*case.needs)] * len(layers), spec)
     return found
 
 

@@ -259,9 +259,9 @@ def test_empty(shape, launched):
 
 def test_statistics_that_are_returned():
     x = randn(2, 3, 9, 11) * 2 + 1
-    for form in (INSTANCE, INSTANCE_UNBIASED, LAYER_STD):
-        _, stats = launch_triton.forward(x, None, None, None, PLAIN._replace(form=form))
-        dims = (1, 2, 3) if form == LAYER_STD else (2, 3)
+    for kind in (INSTANCE, INSTANCE_UNBIASED, LAYER_STD):
+        _, stats = launch_triton.forward(x, None, None, None, PLAIN._replace(kind=kind))
+        dims = (1, 2, 3) if kind == LAYER_STD else (2, 3)
         mean, var = (
             t.expand(2, 3, 1, 1)[..., 0, 0]
             for t in (x.double().mean(dims, True), x.double().var(dims, correction=0, keepdim=True))
@@ -273,7 +273,7 @@ def test_statistics_that_are_returned():
             LAYER_STD: unbiased.sqrt() + 1e-5,
         }
         assert stats.dtype == torch.float32 and stats.shape == new_stats(x).shape
-        for got, want in zip((stats[0].double() + stats[1].double(), stats[2], stats[3]), (mean, var, 1 / root[form])):
+        for got, want in zip((stats[0].double() + stats[1].double(), stats[2], stats[3]), (mean, var, 1 / root[kind])):
             torch.testing.assert_close(got.double(), want, rtol=5e-7, atol=1e-8)
 
 

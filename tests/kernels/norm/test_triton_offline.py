@@ -44,7 +44,7 @@ class Case(NamedTuple):
     shape: tuple
     dtype: torch.dtype
     channels_last: bool = False
-    form: int = INSTANCE
+    kind: int = INSTANCE
     activation: str = "relu"
     padding: int = 0
     parameters: str = ""  # "", "channel" or "sample"
@@ -66,13 +66,13 @@ def launches(case: Case) -> list[Launch]:
     residual = None
     if case.residual:
         residual = new(*case.shape) if case.residual == "dense" else new(n, c, h + 2, w + 2)[:, :, 1:-1, 1:-1]
-    spec = Spec(case.form, 1e-5, 0.0, ACTIVATIONS.index(case.activation), 0.2, case.padding)
+    spec = Spec(case.kind, 1e-5, 0.0, ACTIVATIONS.index(case.activation), 0.2, case.padding)
     with recorded() as found:
         y, stats = launch_triton.forward(x, parameter, parameter, residual, spec)
         launch_triton.backward(torch.empty_like(y), x, parameter, parameter, stats, case.padding > 0, spec)
-        if case.form == INSTANCE_UNBIASED:
-            launch_triton.moments(x, case.form, 1e-5)
-            launch_triton.moments_backward(stats[0], stats[3], x, stats, case.form)
+        if case.kind == INSTANCE_UNBIASED:
+            launch_triton.moments(x, case.kind, 1e-5)
+            launch_triton.moments_backward(stats[0], stats[3], x, stats, case.kind)
     return found
 
 
@@ -101,11 +101,11 @@ def network_cases(dtype: torch.dtype, channels_last: bool) -> list[Case]:
         made((1, 512, 31, 31), activation="leaky_relu"),
         made((1, 256, 64, 64), parameters="sample", padding=1),
         made((1, 256, 64, 64), parameters="sample", activation="none", residual="strided"),
-        made((1, 128, 128, 128), form=LAYER_STD, parameters="channel"),
-        made((1, 64, 256, 256), form=LAYER_STD, parameters="channel", padding=3),
+        made((1, 128, 128, 128), kind=LAYER_STD, parameters="channel"),
+        made((1, 64, 256, 256), kind=LAYER_STD, parameters="channel", padding=3),
         made((16, 64, 128, 128), parameters="channel"),
         made((8, 512, 16, 16), parameters="sample", activation="leaky_relu"),
-        made((1, 512, 32, 32), form=INSTANCE_UNBIASED, parameters="sample", activation="none"),
+        made((1, 512, 32, 32), kind=INSTANCE_UNBIASED, parameters="sample", activation="none"),
     ]
 
 
@@ -113,14 +113,14 @@ def odd_cases(dtype: torch.dtype, channels_last: bool) -> list[Case]:
     """Sizes of 1, which triton makes constants; sizes no vector divides; tiles at their limits; every activation."""
     made = functools.partial(Case, dtype=dtype, channels_last=channels_last)
     return [
-        made((4, 64, 1, 1), form=LAYER_STD, parameters="channel"),
+        made((4, 64, 1, 1), kind=LAYER_STD, parameters="channel"),
         made((2, 1, 64, 64), activation="tanh", padding=1, residual="strided"),
         made((1, 1, 1024, 1024), parameters="channel"),
         made((3, 3, 7, 9), parameters="sample", padding=3),
         made((70, 9, 2, 2), activation="tanh"),
         made((1, 64, 180, 180), activation="tanh", residual="dense"),
         made((1, 8, 128, 128), activation="tanh", parameters="sample", residual="strided"),
-        made((1, 48, 211, 197), form=INSTANCE_UNBIASED, parameters="sample", residual="strided"),
+        made((1, 48, 211, 197), kind=INSTANCE_UNBIASED, parameters="sample", residual="strided"),
         made((4, 96, 90, 91), activation="leaky_relu", parameters="channel", padding=1, residual="strided"),
     ]
 

@@ -7,7 +7,7 @@ from support.patches_cases import LAYOUTS, SIZES, check_gradient, exact, in_layo
 import kernels
 from kernels._layout import is_channels_last
 from kernels.patches import launch_cpu
-from kernels.patches.spec import form_of
+from kernels.patches.spec import layout_of
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -64,7 +64,7 @@ def test_repeated_rows_are_summed_in_float32(isa, layout):
     grad = torch.full((1, 257, 20), 2.0**-8, dtype=torch.bfloat16)
     grad[:, 0] = 1
     ids = torch.full((257,), 5)
-    (dx,) = launch_cpu.backward([grad], [ids], [form_of(x)], False)
+    (dx,) = launch_cpu.backward([grad], [ids], [layout_of(x)], False)
     assert (dx.flatten(2)[..., 5] == 2).all() and dx.sum() == 40
 
 
@@ -75,7 +75,7 @@ def test_thread_count_changes_nothing():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(launch_cpu.backward([grad], [ids], [form_of(x)], False)[0])
+            found.append(launch_cpu.backward([grad], [ids], [layout_of(x)], False)[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
@@ -84,7 +84,7 @@ def test_thread_count_changes_nothing():
 def test_rows_of_infinity_stay_where_they_are():
     grad = torch.zeros(1, 3, 2)
     grad[0, 1] = float("inf")
-    (dx,) = launch_cpu.backward([grad], [torch.tensor([0, 2, 0])], [form_of(torch.zeros(1, 2, 2, 2))], False)
+    (dx,) = launch_cpu.backward([grad], [torch.tensor([0, 2, 0])], [layout_of(torch.zeros(1, 2, 2, 2))], False)
     assert torch.isinf(dx).sum() == 2 and not dx.isnan().any()
 
 
@@ -101,6 +101,6 @@ def test_many_repeats_over_a_large_map():
     x = randn(1, 2, 300, 300)
     ids = torch.cat([torch.arange(0, 90000, 2), torch.arange(0, 90000, 3)])
     grad = randn(1, len(ids), 2, seed=3)
-    (dx,) = launch_cpu.backward([grad], [ids], [form_of(x)], False)
+    (dx,) = launch_cpu.backward([grad], [ids], [layout_of(x)], False)
     want = torch.zeros(1, 2, 90000).index_add_(2, ids, grad.transpose(1, 2)).view_as(x)
     assert torch.equal(dx, want)

@@ -7,7 +7,7 @@ from support.patches_cases import exact, in_layout, randn
 
 import kernels
 from kernels.patches import reference
-from kernels.patches.spec import form_of
+from kernels.patches.spec import layout_of
 
 X = torch.zeros(2, 4, 6, 5)
 IDS = torch.tensor([0, 7, 7, 29])
@@ -259,7 +259,7 @@ def test_opcheck():
     maps = [randn(2, 4, 6, 5), in_layout(randn(1, 3, 7, 7), "channels_last"), randn(1, 2, 40)]
     ids = [IDS, IDS, IDS.flip(0)]
     torch.library.opcheck(ops.sample_patches.default, (maps, ids))
-    forms = [form_of(x) for x in maps]
+    forms = [layout_of(x) for x in maps]
     sizes = [side for form in forms for side in form.size]
     rows = ops.sample_patches(maps, ids)
     torch.library.opcheck(

@@ -11,7 +11,7 @@ import kernels
 from kernels import backends
 from kernels._layout import is_channels_last
 from kernels.patches import launch_triton
-from kernels.patches.spec import form_of
+from kernels.patches.spec import layout_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [case for case in SIZES if case[1] < 300] + [((1, 5, 11, 13), 150)]
@@ -91,7 +91,7 @@ def test_positions_outside_read_and_write_nothing():
     (rows,) = launch_triton.forward([x], [ids])
     assert rows.isnan().all(2).tolist() == [[False, True, True, True, False]]
     grad = torch.ones(1, 5, 5, device=DEVICE)
-    (dx,) = launch_triton.backward([grad], [ids], [form_of(x)], False)
+    (dx,) = launch_triton.backward([grad], [ids], [layout_of(x)], False)
     want = torch.zeros(16, device=DEVICE)
     want[3] = want[15] = 1
     assert torch.equal(dx.flatten(2), want.expand(1, 5, 16))
@@ -100,7 +100,7 @@ def test_positions_outside_read_and_write_nothing():
 def test_rows_of_infinity_stay_where_they_are():
     grad = torch.zeros(1, 3, 2, device=DEVICE)
     grad[0, 1] = float("inf")
-    form = form_of(torch.zeros(1, 2, 2, 2))
+    form = layout_of(torch.zeros(1, 2, 2, 2))
     (dx,) = launch_triton.backward([grad], [torch.tensor([0, 2, 0], device=DEVICE)], [form], False)
     assert torch.isinf(dx).sum() == 2 and not dx.isnan().any()
 
@@ -109,7 +109,7 @@ def test_repeats_are_summed_in_their_order():
     """Bit for bit what adding one after the other in float32 gives, across all tiles of patches."""
     x, ids = randn(1, 3, 3, 3, device=DEVICE), some_ids(randn(1, 3, 3, 3, device=DEVICE), 150)
     grad = randn(1, 150, 3, seed=4, device=DEVICE)
-    (dx,) = launch_triton.backward([grad], [ids], [form_of(x)], False)
+    (dx,) = launch_triton.backward([grad], [ids], [layout_of(x)], False)
     want = torch.zeros(3, 9, device=DEVICE)
     for p, at in enumerate(ids.tolist()):
         want[:, at] += grad[0, p]

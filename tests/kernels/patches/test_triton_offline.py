@@ -19,7 +19,7 @@ from support.patches_cases import CUT
 
 from kernels._triton import ASSUMED_SMS
 from kernels.patches import launch_triton
-from kernels.patches.spec import form_of
+from kernels.patches.spec import layout_of
 
 REGISTERS = 128  # of a thread: four programs of four warps on a multiprocessor
 SHARED = 4096
@@ -33,7 +33,7 @@ def launches(sizes: list[tuple], dtype: torch.dtype, channels_last: bool = False
     with recorded() as found:
         rows = launch_triton.forward(maps, ids)
         for unique in (True, False):
-            launch_triton.backward(rows, ids, [form_of(x) for x in maps], unique)
+            launch_triton.backward(rows, ids, [layout_of(x) for x in maps], unique)
         launch_triton.add(maps[0], rows[0], ids[0])
     return found
 
