@@ -67,7 +67,7 @@ class Work(NamedTuple):
 def precision(dtype: torch.dtype) -> str:
     """How float32 tiles are multiplied: exactly, unless torch's own products of matrices may be tf32."""
     if dtype != torch.float32:
-        return "ieee"  # 16-bit tiles have one way only
+        return "ieee"  # 16-bit tiles are multiplied in one way only
     settings = torch.backends.cuda.matmul
     # since torch 2.9 there are two ways to set it, and reading the old one fails after the new one was used
     allowed = settings.fp32_precision == "tf32" if hasattr(settings, "fp32_precision") else settings.allow_tf32

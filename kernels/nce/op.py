@@ -144,7 +144,7 @@ def _losses(layers: list[Layer], spec: Spec, impl: str) -> Tensor:
     if impl == "reference":
         return torch.cat([reference.rows(layer, spec).flatten() for layer in layers])
     if torch.compiler.is_compiling():
-        # under another name: Dynamo refuses a tensor that is two arguments
+        # views: torch.compile refuses one tensor as two arguments of a Function
         layers = [Layer(layer.q, *(None if t is None else t.view_as(t) for t in layer[1:])) for layer in layers]
     elif not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for layer in layers for t in layer)):
         return _launcher(impl).forward(layers, spec, [False] * len(layers))[0]  # half the cost of a call through apply

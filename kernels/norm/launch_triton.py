@@ -119,7 +119,7 @@ class _Problem:
         self.planes = self.n * self.c
         self.length = math.prod(shape[2:])
         self.pad = pad
-        # 0 where rows do not matter: no reason to compile again
+        # 0 where rows do not matter: so their sizes compile no kernel again
         self.h, self.w = (shape[2], shape[3]) if pad else (0, 0)
         self.out_length = (self.h + 2 * pad) * (self.w + 2 * pad) if pad else self.length
         # largest offset inside a sample (channels last) or plane, tile overhang included

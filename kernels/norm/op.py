@@ -117,7 +117,7 @@ class _Norm(torch.autograd.Function):
         x, scale, shift, stats = ctx.saved_tensors
         spec, need = ctx.spec, ctx.needs_input_grad
         fold = need[3] and spec.padding > 0  # unpadded, the residual's gradient is grad itself
-        if torch.compiler.is_compiling():  # asked first: while tracing, the reference path must not be looked at
+        if torch.compiler.is_compiling():  # asked first: torch.compile would trace the other branches too
             dx, dscale, dshift, dresidual = _norm_backward(grad, x, scale, shift, stats, fold, *spec)
         elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True: R1, WGAN-GP
             return (*_differentiable_backward(grad, x, scale, shift, need, spec), None, None)
@@ -178,7 +178,7 @@ def norm_with_stats(x, scale, shift, residual, spec: Spec, impl: str) -> tuple[T
     if impl == "reference":
         return reference.norm(x, scale, shift, residual, spec), None
     if torch.compiler.is_compiling():
-        # under another name: Dynamo refuses a tensor that is two arguments, as in x + IN(x)
+        # views: torch.compile refuses one tensor as two arguments of a Function, as in x + IN(x)
         shift, residual = (None if t is None else t.view_as(t) for t in (shift, residual))
     elif not torch.is_grad_enabled():
         return _launcher(impl).forward(x, scale, shift, residual, spec)  # 4 of 11 microseconds less than through apply

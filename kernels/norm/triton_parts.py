@@ -258,7 +258,7 @@ def dx_coefficients(s, g_sum, gx_sum, low, var, rstd, count, KIND: tl.constexpr)
         k = rstd / count
     elif KIND == _LAYER_STD:
         std = tl.sqrt_rn(var * (count / (count - 1.0)))
-        # a constant sample has no direction to push its deviation in
+        # at a constant sample the deviation has no derivative: 0 is taken
         k = tl.where(std > 0, 1.0 / (tl.where(std > 0, std, 1.0) * (count - 1.0)), 0.0)
     else:
         k = rstd / (count - 1.0)

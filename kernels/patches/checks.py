@@ -82,7 +82,7 @@ def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
     if not isinstance(ids, (Tensor, np.ndarray, Sequence)) or isinstance(ids, (str, bytes)):
         raise TypeError(f"{name}: got {kind(ids)}, want integer positions of shape (P,)")
     if torch.compiler.is_compiling() and isinstance(ids, (list, tuple)):
-        ids = torch.tensor(ids)  # torch.compile does not trace the questions to NumPy
+        ids = torch.tensor(ids)  # torch.compile does not trace the NumPy calls below
     if not isinstance(ids, Tensor):
         array = np.asarray(ids)
         if array.size and array.dtype.kind not in "iu":  # of an empty list NumPy makes floats

@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 # A tile of 1024 elements at 4 warps: eight independent loads a thread, which is what hides the latency of a read that
 # no neighbour shares, and 64 programs for 256 patches of 256 channels, so that five layers fill a device.
 BLOCK_P, BLOCK_C, BLOCK_Q, WARPS = 16, 64, 64, 4
-MOST = 8  # maps of a launch
+MAX_MAPS = 8  # of one launch
 
 
 class _Problem(NamedTuple):
@@ -34,11 +34,11 @@ class _Problem(NamedTuple):
 
 
 def _launch(kernel, problems: Sequence[_Problem], **constants) -> None:
-    """One launch for each dtype and each MOST maps: a program selects between pointers, so they share a type."""
+    """One launch for each dtype and each MAX_MAPS maps: a program selects between pointers, so they share a type."""
     for dtype in dict.fromkeys(p.x.dtype for p in problems):
         alike = [p for p in problems if p.x.dtype == dtype]
-        for start in range(0, len(alike), MOST):
-            group = alike[start : start + MOST]
+        for start in range(0, len(alike), MAX_MAPS):
+            group = alike[start : start + MAX_MAPS]
             programs, sizes = 0, []
             for x, _, rows, strides in group:
                 n, p, c = rows.shape

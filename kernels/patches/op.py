@@ -55,7 +55,7 @@ def _unpacked(sizes: Sequence[int], dims: Sequence[int], channels_last: Sequence
 
 def _register(key: str, impl: str) -> None:
     def sample_patches(maps, ids):
-        if key == "CPU":  # traced code cannot look at them
+        if key == "CPU":  # while torch.compile traced, the range could not be checked
             for layer, (x, at) in enumerate(zip(maps, ids)):
                 check_range(f"ids[{layer}]", at, x)
         return _launcher(impl).forward(maps, ids)
@@ -131,7 +131,7 @@ class _Sample(torch.autograd.Function):
         wanted = [i for i in range(len(grads)) if grads[i] is not None and need[i]]
         if wanted:
             rows, at, layouts = ([of[i] for i in wanted] for of in (grads, ids, ctx.layouts))
-            # asked first: while tracing, torch would look at the differentiable way too
+            # asked first: torch.compile would trace the other branches too
             if torch.compiler.is_compiling():
                 dense = _scatter(ctx.impl, ctx.unique, rows, at, layouts)
             elif not _guard.addressable(*rows):
@@ -227,7 +227,7 @@ def _sample(maps: Sequence[Tensor], ids: Sequence[Tensor], impl: str, unique: bo
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in maps)):
         return _gather(impl, maps, ids)
     if torch.compiler.is_compiling():
-        # under other names: Dynamo refuses a tensor that is two arguments
+        # views: torch.compile refuses one tensor as two arguments of a Function
         maps, ids = [x.view_as(x) for x in maps], [at.view_as(at) for at in ids]
     return list(_Sample.apply(impl, unique, *maps, *ids))
 

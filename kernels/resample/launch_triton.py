@@ -69,7 +69,7 @@ def _unit(x: Tensor) -> int:
 def _tile(c: int, unit: int, taps: int, channels_last: bool) -> tuple[int, int, int]:
     """Pixels, channels and planes of a program."""
     if not channels_last:
-        # triton compiles in the square of the number of loads: 7 x 7 taps of 4 planes would take it 5 seconds
+        # the time triton compiles grows with the square of the loads: 7 x 7 taps of 4 planes would take 5 seconds
         return 32 * WARPS, 1, min(PLANES, pow2(c)) if taps <= 16 else 1
     block_c = min(CHANNELS, pow2(c))
     return 32 * WARPS * max(unit, 2) // block_c, block_c, 1

@@ -71,7 +71,7 @@ class _Resample(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         spec = ctx.spec._replace(transposed=not ctx.spec.transposed)
-        if torch.compiler.is_compiling():  # asked first: while tracing, torch would look at the differentiable way too
+        if torch.compiler.is_compiling():  # asked first: torch.compile would trace the other branches too
             return _resample(grad, *spec, ctx.channels_last), None, None, None
         if not _guard.addressable(grad):
             return reference.resample(grad, spec), None, None, None

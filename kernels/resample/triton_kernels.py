@@ -28,7 +28,7 @@ def resample(
     compiler that it may move as many at once. WIDE: 32 bits do not hold the offsets inside a sample."""
     pid = tl.program_id(0)
     if WIDE:
-        height = height.to(tl.int64)  # and with it all that follows
+        height = height.to(tl.int64)  # so that what is computed from it has 64 bits too
     C *= UNIT
     pixels = height * width
     blocks_c, blocks_p = tl.cdiv(C, BLOCK_C * PLANES), tl.cdiv(pixels, BLOCK_P)

@@ -68,7 +68,7 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, potentials = ctx.saved_tensors
-        if torch.compiler.is_compiling():  # asked first: while tracing, the reference path must not be looked at
+        if torch.compiler.is_compiling():  # asked first: torch.compile would trace the other branches too
             dx = _sinkhorn_backward(grad, x, potentials)
         elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True
             create_graph = torch.is_grad_enabled()

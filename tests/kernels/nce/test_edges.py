@@ -8,7 +8,7 @@ from support.nce_edges import BATCHES, CASES, FORMS, NAMES, hold, hold_empty
 from support.nce_numerics import problem
 
 import kernels
-from kernels.nce.spec import Layer, Spec, new_gradients
+from kernels.nce.spec import Layer, Needs, Spec, new_gradients
 
 INF = float("inf")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
@@ -85,9 +85,9 @@ def test_the_registered_ops_write_everything(form):
             needs = list(need) * len(layers)
             grads = torch.ops.fused_i2i.nce_backward(torch.ones_like(loss), *lists, stats, dq_unscaled, needs, *spec)
             assert all(t.isfinite().all() for t in grads)
-            for layer, four in zip(layers, zip(*[iter(grads)] * 4)):
-                room = new_gradients(layer, need)
-                assert [t.shape for t, n in zip(four, need) if n] == [t.shape for t in room if t is not None]
+            for layer, found in zip(layers, zip(*[iter(grads)] * 4)):
+                new = new_gradients(layer, Needs(*need))
+                assert [t.shape for t, n in zip(found, need) if n] == [t.shape for t in new if t is not None]
 
 
 def test_compiled_with_an_empty_layer():
