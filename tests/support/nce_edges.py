@@ -12,7 +12,7 @@ import kernels
 Tensor = torch.Tensor
 INF, NAN = float("inf"), float("nan")
 
-FORMS = {"image": {}, "shared bank": {"m": 9}, "own bank": {"m": 9, "shared": False}}
+FORMS = {"image": {}, "shared negatives": {"m": 9}, "own negatives": {"m": 9, "shared": False}}
 OPTIONS = [{"normalize": n, "decoupled": d} for n in (False, True) for d in (False, True)]
 
 
@@ -50,7 +50,7 @@ def _weight(name, at, value):
     return spoil
 
 
-def _bank(value):
+def _negative(value):
     def spoil(given):
         given["negatives" if "negatives" in given else "k"][..., 3, 1] = value
 
@@ -72,9 +72,9 @@ CASES = {
     "infinite similarity weight": _weight("similarity_weight", (0, 2, 3), INF),
     "negative infinite similarity weight": _weight("similarity_weight", (0, 2, 3), -INF),
     "similarity weights of a query's own key": _weight("similarity_weight", (0, range(6), range(6)), INF),
-    "infinite negative": _bank(INF),
-    "infinite negative, the other sign": _bank(-INF),
-    "undefined negative": _bank(NAN),
+    "infinite negative": _negative(INF),
+    "infinite negative, the other sign": _negative(-INF),
+    "undefined negative": _negative(NAN),
     "infinite query": _weight("q", (1, 4, 2), INF),
     "infinite key": _weight("k", (1, 4, 2), -INF),
     "undefined query": _weight("q", (1, 4, 2), NAN),

@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 
 def problem(b: int, s: int, c: int, m: int | None = None, *, shared: bool = True, weights: bool = False, seed: int = 0):
-    """Tensor arguments of patch_nce_loss, float64, keys near their queries; with a bank of m rows if given."""
+    """Tensor arguments of patch_nce_loss, float64, keys near their queries; with m negatives of their own if given."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*size: int) -> Tensor:

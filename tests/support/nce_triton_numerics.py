@@ -18,8 +18,8 @@ NAMES = ("q", "k", "negatives", "log_weight")
 FORMS = {
     "in-image": ((2, 33, 37), None),
     "one problem": ((1, 66, 20), None),
-    "bank": ((2, 19, 24), (2, 70)),
-    "shared bank": ((3, 7, 33), (41,)),
+    "negatives": ((2, 19, 24), (2, 70)),
+    "shared negatives": ((3, 7, 33), (41,)),
 }
 
 
@@ -48,13 +48,13 @@ def narrow(q, k, *, negatives, log_weight, similarity_weight, temperature, norma
     return margin if decoupled else F.softplus(margin)
 
 
-def inputs(shape, bank=None, weights="", dtype=FLOAT, seed=0, spread=1.0):
-    """Tensors by argument. bank: (M,) shared or (B, M). weights: "log", "similarity", "both" or none."""
+def inputs(shape, negatives=None, weights="", dtype=FLOAT, seed=0, spread=1.0):
+    """Tensors by argument. negatives: (M,) shared or (B, M). weights: "log", "similarity", "both" or none."""
     b, s, c = shape
     q = randn(b, s, c, dtype=dtype, seed=seed) * spread
     given = dict(q=q, k=(0.6 * q.float() + 0.8 * randn(b, s, c, seed=seed + 1) * spread).to(dtype))
-    given["negatives"] = None if bank is None else randn(*bank, c, dtype=dtype, seed=seed + 2) * spread
-    count = s if bank is None else bank[-1]
+    given["negatives"] = None if negatives is None else randn(*negatives, c, dtype=dtype, seed=seed + 2) * spread
+    count = s if negatives is None else negatives[-1]
     logs = randn(b, s, count, seed=seed + 3) if weights in ("log", "both") else None
     similarities = randn(b, 1, count, seed=seed + 4).abs() if weights in ("similarity", "both") else None
     return given | {"log_weight": logs, "similarity_weight": similarities}

@@ -19,8 +19,8 @@ SIZES = [
     (1, 256, 256, None, "CUT's; several blocks of keys"),
     (1, 129, 66, None, "one key in the second block; an even width that fills no vector"),
     (2, 5, 300, None, "wide rows, sums in pieces"),
-    (2, 9, 16, 1, "a bank of one"),
-    (2, 33, 38, 130, "a bank of a block and a rest"),
+    (2, 9, 16, 1, "one negative"),
+    (2, 33, 38, 130, "negatives of a block and a rest"),
     (1, 300, 64, 257, "more queries than a task takes"),
 ]
 OPTIONS = [{}, {"normalize": True}, {"decoupled": True}, {"normalize": True, "decoupled": True, "temperature": 0.5}]
@@ -110,7 +110,7 @@ def test_not_a_number_stays_in_its_rows(isa):
 
 
 def test_negatives_left_out_by_a_weight(isa):
-    """log weight -inf takes a negative out: as if it were not in the bank."""
+    """log weight -inf takes a negative out: as if it were not there."""
     given = problem(2, 20, 16, 150)
     kept = torch.arange(150) % 3 > 0
     smaller = given | {"negatives": given["negatives"][kept]}

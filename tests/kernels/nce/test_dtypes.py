@@ -22,7 +22,7 @@ def relative(got, want):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["reference", "cpu", "compiled"])
 def test_gradients_of_broadcast_weights_are_summed_before_they_are_rounded(how, dtype):
-    """Each of 512 rows adds less to a bank's log weight than float16 holds."""
+    """Each of 512 rows adds less to a log weight than float16 holds."""
     given = problem(4, 128, 16, 4096)
     g = torch.rand(4, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) / 512
 
@@ -79,8 +79,8 @@ def features(*shape, seed=0):
 
 CALLS = {
     "image": lambda q, k, impl: kernels.patch_nce_loss(q, k, normalize=True, impl=impl),
-    "shared bank": lambda q, k, impl: kernels.patch_nce_loss(q, k, negatives=k[0], impl=impl),
-    "own bank": lambda q, k, impl: kernels.patch_nce_loss(q, k, negatives=k, decoupled=True, impl=impl),
+    "shared negatives": lambda q, k, impl: kernels.patch_nce_loss(q, k, negatives=k[0], impl=impl),
+    "own negatives": lambda q, k, impl: kernels.patch_nce_loss(q, k, negatives=k, decoupled=True, impl=impl),
     "monce": lambda q, k, impl: kernels.monce_log_weight(q, k, eps=0.1, iterations=5, impl=impl).sin().sum(),
     "hdce": lambda q, k, impl: kernels.hdce_weight(k, 0.1).sum() + q.square().sum(),
     "relation": lambda q, k, impl: kernels.semantic_relation_loss(3 * q, k, normalize=False),
@@ -132,10 +132,10 @@ def test_autocast_changes_nothing_that_is_compiled():
 MIXED = {
     "keys": lambda q, k, impl: kernels.patch_nce_loss(q.bfloat16(), k, impl=impl),
     "queries": lambda q, k, impl: kernels.patch_nce_loss(q, k.bfloat16(), impl=impl),
-    "bank": lambda q, k, impl: kernels.patch_nce_loss(q.bfloat16(), k.bfloat16(), negatives=k[0], impl=impl),
+    "negatives": lambda q, k, impl: kernels.patch_nce_loss(q.bfloat16(), k.bfloat16(), negatives=k[0], impl=impl),
     "two 16-bit dtypes": lambda q, k, impl: kernels.patch_nce_loss(q.bfloat16(), k.half(), impl=impl),
     "layers": lambda q, k, impl: kernels.patch_nce_loss([q, q.bfloat16()], [k, k.bfloat16()], impl=impl),
-    "one bank of two": lambda q, k, impl: kernels.patch_nce_loss(
+    "negatives of one layer of two": lambda q, k, impl: kernels.patch_nce_loss(
         [q.bfloat16()] * 2, [k.bfloat16()] * 2, negatives=[None, k], impl=impl
     ),
     "module": lambda q, k, impl: kernels.PatchNCELoss(num_patches=40, impl=impl)(
@@ -170,8 +170,8 @@ def test_autocast_may_mix_dtypes(impl, name):
 
 UNMIXED = {  # the same calls in float64
     "keys": lambda q, k: kernels.patch_nce_loss(q, k),
-    "bank": lambda q, k: kernels.patch_nce_loss(q, k, negatives=k[0]),
-    "one bank of two": lambda q, k: kernels.patch_nce_loss([q, q], [k, k], negatives=[None, k]),
+    "negatives": lambda q, k: kernels.patch_nce_loss(q, k, negatives=k[0]),
+    "negatives of one layer of two": lambda q, k: kernels.patch_nce_loss([q, q], [k, k], negatives=[None, k]),
     "monce": lambda q, k: kernels.monce_log_weight(q, k).sum(),
     "relation": lambda q, k: kernels.semantic_relation_loss(q, k),
 }

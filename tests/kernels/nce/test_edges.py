@@ -93,8 +93,10 @@ def test_the_registered_ops_write_everything(form):
 def test_compiled_with_an_empty_layer():
     torch._dynamo.reset()
 
-    def op(q0, q1, bank):
-        return kernels.patch_nce_loss([q0, q1], [q0, q1], negatives=[bank, bank], reduction="sum", normalize=True)
+    def op(q0, q1, negatives):
+        return kernels.patch_nce_loss(
+            [q0, q1], [q0, q1], negatives=[negatives, negatives], reduction="sum", normalize=True
+        )
 
     inputs = [torch.randn(b, 4, 5).requires_grad_() for b in (0, 2)] + [torch.randn(9, 5).requires_grad_()]
     results = []

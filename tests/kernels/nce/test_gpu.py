@@ -23,12 +23,12 @@ SPEC = Spec(0.07, True, False)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("bank", [None, (1000,), (4, 300)])
+@pytest.mark.parametrize("negatives", [None, (1000,), (4, 300)])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_network_shapes(batch, bank, normalize, dtype):
-    if bank and len(bank) == 2:
-        bank = (batch, bank[1])
-    check(inputs((batch, 256, 256), bank, "both", dtype), normalize=normalize)
+def test_network_shapes(batch, negatives, normalize, dtype):
+    if negatives and len(negatives) == 2:
+        negatives = (batch, negatives[1])
+    check(inputs((batch, 256, 256), negatives, "both", dtype), normalize=normalize)
 
 
 def run(layers):

@@ -17,7 +17,7 @@ NAN = float("nan")
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
 
-BANKS = {"image": {}, "shared bank": {"m": 4}, "own bank": {"m": 4, "shared": False}}
+NEGATIVES = {"image": {}, "shared negatives": {"m": 4}, "own negatives": {"m": 4, "shared": False}}
 OPTIONS = {
     "plain": {},
     "normalize": {"normalize": True},
@@ -27,10 +27,10 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("bank", BANKS.values(), ids=BANKS)
-def test_first_and_second_derivative_in_float64(bank, options):
+@pytest.mark.parametrize("negatives", NEGATIVES.values(), ids=NEGATIVES)
+def test_first_and_second_derivative_in_float64(negatives, options):
     """With log weights, similarity weights and row weights; gradients to everything that can have one."""
-    given = problem(2, 3, 2, weights=True, **bank)
+    given = problem(2, 3, 2, weights=True, **negatives)
     fixed = {"similarity_weight": given.pop("similarity_weight"), "temperature": 0.3} | options
     row_weight = torch.rand(2, 3, dtype=torch.float64)
     names = [*given, "row_weight"]
@@ -43,9 +43,9 @@ def test_first_and_second_derivative_in_float64(bank, options):
     assert torch.autograd.gradgradcheck(f, inputs)
 
 
-@pytest.mark.parametrize("bank", BANKS.values(), ids=BANKS)
-def test_second_derivative_of_the_fused_path(bank):
-    given = problem(2, 6, 8, weights=True, **bank)
+@pytest.mark.parametrize("negatives", NEGATIVES.values(), ids=NEGATIVES)
+def test_second_derivative_of_the_fused_path(negatives):
+    given = problem(2, 6, 8, weights=True, **negatives)
     weight = given.pop("similarity_weight")
 
     def penalty(dtype):
@@ -60,9 +60,9 @@ def test_second_derivative_of_the_fused_path(bank):
         torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-4 * max(1.0, want.abs().max().item()))
 
 
-@pytest.mark.parametrize("bank", BANKS.values(), ids=BANKS)
-def test_gradients_only_where_asked(bank):
-    given = problem(2, 6, 8, weights=True, **bank)
+@pytest.mark.parametrize("negatives", NEGATIVES.values(), ids=NEGATIVES)
+def test_gradients_only_where_asked(negatives):
+    given = problem(2, 6, 8, weights=True, **negatives)
     full = outcome(ours("cpu"), given, torch.float32)
     g = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).float()
     for asked in (name for name in given if name != "similarity_weight"):
@@ -190,21 +190,24 @@ def test_compiles_in_one_graph(backend):
 def test_compiles_with_a_bank_one_tensor_twice_and_dynamic_shapes():
     torch._dynamo.reset()
     f = torch.compile(
-        lambda q, bank: kernels.patch_nce_loss(q, q, negatives=bank), fullgraph=True, dynamic=True, backend="aot_eager"
+        lambda q, negatives: kernels.patch_nce_loss(q, q, negatives=negatives),
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
     )
     for rows in (5, 8, 13):
         given = problem(2, rows, 8, rows + 3)
-        q, bank = given["q"].float().requires_grad_(), given["negatives"].float()
+        q, negatives = given["q"].float().requires_grad_(), given["negatives"].float()
         results = []
-        for g in (f, lambda q, bank: kernels.patch_nce_loss(q, q, negatives=bank)):
-            loss = g(q, bank)
+        for g in (f, lambda q, negatives: kernels.patch_nce_loss(q, q, negatives=negatives)):
+            loss = g(q, negatives)
             results.append([loss, torch.autograd.grad(loss, q)[0]])
         torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("bank", BANKS.values(), ids=BANKS)
-def test_opcheck(bank):
-    given = {name: t.float() for name, t in problem(2, 6, 8, weights=True, **bank).items()}
+@pytest.mark.parametrize("negatives", NEGATIVES.values(), ids=NEGATIVES)
+def test_opcheck(negatives):
+    given = {name: t.float() for name, t in problem(2, 6, 8, weights=True, **negatives).items()}
     lists = [[given.get(name)] for name in ("q", "k", "negatives", "log_weight", "similarity_weight")]
     spec = Spec(0.07, True, False)
     torch.library.opcheck(torch.ops.fused_i2i.nce_forward.default, (*lists, [True], *spec))

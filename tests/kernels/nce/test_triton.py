@@ -23,9 +23,9 @@ OPTIONS = [(n, d) for n in (False, True) for d in (False, True)]
 @pytest.mark.parametrize("normalize,decoupled", OPTIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_forms(form, normalize, decoupled, dtype):
-    shape, bank = FORMS[form]
+    shape, negatives = FORMS[form]
     weights = ("", "both", "log", "similarity")[(len(form) + normalize + 2 * decoupled) % 4]
-    check(inputs(shape, bank, weights, dtype), normalize=normalize, decoupled=decoupled)
+    check(inputs(shape, negatives, weights, dtype), normalize=normalize, decoupled=decoupled)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -46,17 +46,17 @@ def test_sizes(rows, width, normalize):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BF16, HALF], ids=str)
-@pytest.mark.parametrize("bank", [(1,), (130,), (2, 1)])
-def test_banks_of_odd_sizes(bank, dtype):
-    check(inputs((2, 3, 300), bank, dtype=dtype), normalize=True)
+@pytest.mark.parametrize("negatives", [(1,), (130,), (2, 1)])
+def test_negatives_of_odd_sizes(negatives, dtype):
+    check(inputs((2, 3, 300), negatives, dtype=dtype), normalize=True)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BF16], ids=str)
-@pytest.mark.parametrize("kind", ["in-image", "shared bank"])
+@pytest.mark.parametrize("kind", ["in-image", "shared negatives"])
 def test_larger_tiles(kind, dtype, launched, monkeypatch):
     monkeypatch.setattr(launch_triton, "sms_of", lambda x: 1)
-    shape, bank = ((2, 130, 40), None) if kind == "in-image" else ((2, 70, 40), (140,))
-    check(inputs(shape, bank, "log", dtype), normalize=True)
+    shape, negatives = ((2, 130, 40), None) if kind == "in-image" else ((2, 70, 40), (140,))
+    check(inputs(shape, negatives, "log", dtype), normalize=True)
     found = {launch.name: launch.constants for launch in launched}
     assert found["nce_forward"]["BLOCK_Q"] == 64
     tiles = {name: (c["BLOCK_Q"], c["BLOCK_N"]) for name, c in found.items()}
@@ -92,7 +92,7 @@ def test_layers_of_any_sizes_are_what_they_are_alone(count, normalize, dtype, la
 
 
 def test_layers_of_different_kinds():
-    """A bank or a weight for some of the layers only; gradients for some only."""
+    """Negatives or a weight for some of the layers only; gradients for some only."""
     layers = [
         inputs((2, 9, 16), None, "log"),
         inputs((1, 7, 24), (5,), "", seed=20),
@@ -143,7 +143,7 @@ def test_reductions_with_row_weights(reduction, dtype):
 def test_one_gradient_alone_is_that_of_all(name, form, launched):
     given = inputs(*FORMS[form], "log")
     if given[name] is None:
-        pytest.skip("no bank")
+        pytest.skip("no negatives")
     every = outcome(given, "triton", normalize=True)
     launched.clear()
     own = {n: t if t is None else t.detach().clone().requires_grad_(n == name) for n, t in given.items()}

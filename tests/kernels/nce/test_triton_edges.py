@@ -18,7 +18,7 @@ HARD = [(c, torch.float32) for c in CASES] + [(c, d) for c in SOME for d in (tor
 
 @pytest.mark.parametrize("at", range(len(HARD)), ids=lambda at: f"{HARD[at][0]}-{HARD[at][1]}")
 def test_hard_numbers(at):
-    """Each in one form of the bank, which take turns: all three take three minutes of a core."""
+    """Each in one form of the negatives, which take turns: all three take three minutes of a core."""
     case, dtype = HARD[at]
     hold("triton", list(FORMS)[at % len(FORMS)], case, dtype, DEVICE)
 

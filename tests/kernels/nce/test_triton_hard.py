@@ -15,10 +15,10 @@ pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobod
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bank", [None, (40,)])
+@pytest.mark.parametrize("negatives", [None, (40,)])
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e-7, 1e-4, 1e4, 1e15])
-def test_norms_of_any_size(size, bank):
-    check(inputs((1, 20, 24), bank, spread=size), normalize=True)
+def test_norms_of_any_size(size, negatives):
+    check(inputs((1, 20, 24), negatives, spread=size), normalize=True)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BF16, HALF], ids=str)
@@ -35,12 +35,12 @@ def test_norms_of_all_sizes_together(dtype):
 
 @pytest.mark.parametrize("dtype", [FLOAT, BF16, HALF], ids=str)
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("bank", [None, (9,)])
-def test_rows_of_zeros(bank, normalize, dtype):
-    given = inputs((2, 7, 12), bank, dtype=dtype)
+@pytest.mark.parametrize("negatives", [None, (9,)])
+def test_rows_of_zeros(negatives, normalize, dtype):
+    given = inputs((2, 7, 12), negatives, dtype=dtype)
     given["q"][0, 2] = 0
     given["k"][1, 3] = 0
-    if bank:
+    if negatives:
         given["negatives"][5] = 0
     ours = outcome(given, "triton", normalize=normalize)
     exact = outcome(given, "reference", cast=torch.float64, normalize=normalize)
@@ -76,10 +76,10 @@ def test_not_a_number(decoupled, normalize):
             assert torch.equal(ours[n][1], clean[n][1])
 
 
-@pytest.mark.parametrize("bank", [None, (9,)])
-def test_left_out_by_weight(bank):
+@pytest.mark.parametrize("negatives", [None, (9,)])
+def test_left_out_by_weight(negatives):
     """log_weight of -inf leaves a negative out; all but one may be."""
-    given = inputs((2, 9, 16), bank, "log")
+    given = inputs((2, 9, 16), negatives, "log")
     given["log_weight"][:, ::2] = torch.where(randn(2, 5, 9, seed=8) > 0, given["log_weight"][:, ::2], float("-inf"))
     given["log_weight"][0, 1] = float("-inf")
     given["log_weight"][0, 1, 4] = 0.5
@@ -106,10 +106,10 @@ def test_losses_far_from_one(scale):
     assert torch.allclose(ours["loss"].double(), exact["loss"], rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("bank", [None, (2, 30)])
-def test_tiny_gradients_of_float16(bank):
+@pytest.mark.parametrize("negatives", [None, (2, 30)])
+def test_tiny_gradients_of_float16(negatives):
     """A mean's gradients of rows may be below what float16 holds; those of keys are made of many of them."""
-    given = inputs((2, 12, 24), bank, dtype=HALF, spread=1e-3)
+    given = inputs((2, 12, 24), negatives, dtype=HALF, spread=1e-3)
     gradient = randn(2, 12, seed=99) * 3e-8
     ours = outcome(given, "triton", gradient, normalize=True)
     exact = outcome(given, "reference", gradient, cast=torch.float64, normalize=True)

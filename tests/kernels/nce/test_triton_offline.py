@@ -37,7 +37,7 @@ CUT = ((1, 256, 256),) * 5  # five layers of 256 patches, 256 features behind th
 class Case(NamedTuple):
     dtype: torch.dtype
     sizes: tuple = CUT  # (B, S, C) of each layer
-    bank: tuple = ()  # (M,) shared, or (B, M)
+    negatives: tuple = ()  # (M,) shared, or (B, M)
     weights: str = ""  # "", "log", "similarity" or "both"
     normalize: bool = False
     decoupled: bool = False
@@ -51,11 +51,11 @@ def launches(case: Case) -> list[Launch]:
         return torch.empty(shape, dtype=case.dtype, device="meta")
 
     def layer(b: int, s: int, c: int) -> Layer:
-        bank = new(*case.bank, c) if case.bank else None
-        count = case.bank[-1] if case.bank else s
+        negatives = new(*case.negatives, c) if case.negatives else None
+        count = case.negatives[-1] if case.negatives else s
         weight = torch.empty(b, s, count, device="meta")
         given = (weight if case.weights in (name, "both") else None for name in ("log", "similarity"))
-        return Layer(new(b, s, c), new(b, s, c), bank, *given)
+        return Layer(new(b, s, c), new(b, s, c), negatives, *given)
 
     layers = [layer(*size) for size in case.sizes]
     spec = Spec(0.07, case.normalize, case.decoupled)
@@ -75,7 +75,7 @@ def network_cases(dtype: torch.dtype) -> list[Case]:
         Case(dtype, ((1, 256, 64), (1, 256, 128), (1, 256, 256), (1, 256, 256), (1, 256, 256)), needs=both),  # no head
         Case(dtype, weights="log", needs=(True, False, False, True)),  # MoNCE
         Case(dtype, weights="similarity", decoupled=True),  # hDCE
-        Case(dtype, ((4, 256, 256),), bank=(4096,), normalize=True, needs=(True, True, True, False)),
+        Case(dtype, ((4, 256, 256),), negatives=(4096,), normalize=True, needs=(True, True, True, False)),
     ]
 
 
@@ -83,10 +83,10 @@ def odd_cases(dtype: torch.dtype) -> list[Case]:
     every = (True, True, True, True)
     return [
         Case(dtype, ((2, 5, 1), (1, 33, 37), (3, 2, 300)), weights="both", normalize=True, needs=every),
-        Case(dtype, ((3, 7, 3),), bank=(3, 70), weights="both", normalize=True, needs=every),
+        Case(dtype, ((3, 7, 3),), negatives=(3, 70), weights="both", normalize=True, needs=every),
         Case(dtype, ((16, 256, 256),) * 8, weights="both", normalize=True, needs=every),
-        Case(dtype, ((64, 256, 512),), bank=(64, 512), weights="both", normalize=True, needs=every),
-        Case(dtype, ((64, 256, 256),), bank=(16384,), weights="log", needs=every),
+        Case(dtype, ((64, 256, 512),), negatives=(64, 512), weights="both", normalize=True, needs=every),
+        Case(dtype, ((64, 256, 256),), negatives=(16384,), weights="log", needs=every),
     ]
 
 
@@ -156,8 +156,8 @@ def test_tiles_grow_with_the_batch(dtype):
 
 def test_kernels_are_not_compiled_anew_for_every_shape():
     shapes = [CUT, ((1, 1, 256),) * 5, ((3, 77, 256),) * 5, ((1, 255, 64),) * 5, ((2, 64, 256), *CUT[1:])]
-    with_bank = [key(launch) for sizes in shapes for launch in launches(Case(FLOAT, sizes, bank=(100,)))]
-    assert len(set(with_bank)) <= 6, set(with_bank)  # alike and unlike layers
+    with_negatives = [key(launch) for sizes in shapes for launch in launches(Case(FLOAT, sizes, negatives=(100,)))]
+    assert len(set(with_negatives)) <= 6, set(with_negatives)  # alike and unlike layers
 
 
 def test_weights_of_other_dtypes_and_strides_are_read_where_they_are():
