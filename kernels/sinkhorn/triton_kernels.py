@@ -1,4 +1,4 @@
-"""Device code of the Sinkhorn iteration; formulas: csrc/cpu/sinkhorn.cpp, grids: launch_triton.py.
+"""Device code of the Sinkhorn iteration; formulas: csrc/cpu/sinkhorn/sinkhorn.cpp, grids: launch_triton.py.
 
 One program runs all iterations of one problem: each half iteration needs all of the other half's results, and a
 barrier inside a program is far cheaper than a launch. Its matrix is read tile by tile from second-level cache, twice

@@ -34,7 +34,7 @@ void positive_rows(const NceArgs& args, const NceLayer& layer, int64_t first_row
     const float g = -args.grad[first_row + i] * args.stats[args.rows + first_row + i] / args.temperature * nk.inverse;
     float* out = space + 2 * ld;
     for (int64_t c = 0; c < layer.c; ++c) out[c] = q.p[c] * g;
-    if (args.normalize) leave_direction(out, k.p, layer.c, nk.back);
+    if (args.normalize) through_norm(out, k.p, layer.c, nk.back);
     narrow(out, args.dtype, layer.c, (char*)layer.grad_k + i * layer.c * size_of(args.dtype),
            args.normalize && nk.back == 0);
   }
@@ -87,7 +87,7 @@ struct Columns {  // a block of keys, over all queries that meet them
       float* g = w.gradient + j * ld;
       const float a = inverse_t * w.norms[j].inverse;
       for (int64_t x = 0; x < c; ++x) g[x] *= a;
-      if (args.normalize) leave_direction(g, n.row(j), c, w.norms[j].back);
+      if (args.normalize) through_norm(g, n.row(j), c, w.norms[j].back);
       narrow(g, args.dtype, c, (char*)out + (shift + j0 + j) * c * size_of(args.dtype),
              args.normalize && w.norms[j].back == 0);
     }

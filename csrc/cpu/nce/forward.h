@@ -172,7 +172,7 @@ struct Forward {
     for (; c < layer.c; ++c) out[c] = sum[c] * a - k.p[c] * b;
     if (!args.normalize) return;
     const Rows q = directions_of(layer.q, args.dtype, layer.c, row, 1, true, w.row, &norm);
-    leave_direction(out, q.p, layer.c, norm.back);
+    through_norm(out, q.p, layer.c, norm.back);
   }
 };
 

@@ -88,8 +88,8 @@ Rows rows_of(const void* base, int64_t dtype, int64_t c, int64_t first, int64_t 
   return {copy, ld};
 }
 
-// Normalisation of a row: 1 / (norm + eps), and (norm + eps) / norm, which its gradient's way back needs; 0 for a row of
-// zeros, which has no direction to leave.
+// Normalisation of a row: 1 / (norm + eps), and (norm + eps) / norm, for the gradient through it (`through_norm`): 0 for a
+// row of zeros, where the derivative of the norm is taken as 0.
 struct Norm {
   float inverse, back;
 };
@@ -117,8 +117,8 @@ Rows directions_of(const void* base, int64_t dtype, int64_t c, int64_t first, in
   return normalize ? Rows{copy, ld} : rows;
 }
 
-// The gradient of a row from that of its direction, `g`, which has been divided by (norm + eps) already: in place.
-void leave_direction(float* g, const float* direction, int64_t c, float back) {
+// The gradient of a row from that of the normalised row, `g`, which has been divided by (norm + eps) already: in place.
+void through_norm(float* g, const float* direction, int64_t c, float back) {
   const float along = dot(g, direction, c) * back;
   int64_t x = 0;
   for (; x + W <= c; x += W) store(g + x, load(g + x) - load(direction + x) * along);

@@ -73,7 +73,7 @@ double deviation_factor(const NormArgs& args, double n, double var, double rstd)
   if (args.kind == kInstance) return rstd / n;
   if (args.kind == kInstanceUnbiased) return rstd / (n - 1);
   const double s = sqrt(var * n / (n - 1));
-  return s > 0 ? 1.0 / (s * (n - 1)) : 0.0;  // a constant sample has no direction to push its deviation in
+  return s > 0 ? 1.0 / (s * (n - 1)) : 0.0;  // at a constant sample the deviation has no derivative: 0 is taken
 }
 
 struct Driver {
