@@ -18,10 +18,10 @@ Tensor = torch.Tensor
 # Those in brackets are passed for every layer.
 _CALL = "dtype temperature normalize decoupled"  # as _call returns them
 _WEIGHTS = " ".join(f"{weight}.{name}" for weight in ("log_weight", "similarity_weight") for name in "pbij")
-_LAYER = f"q k bank b s m c shared {_WEIGHTS}"  # as _layer returns them
+_LAYER = f"q k negatives b s m c shared {_WEIGHTS}"  # as _layer returns them
 ARGUMENTS = {
-    "nce_forward": f"{_CALL} loss stats [ {_LAYER} unit ]",
-    "nce_backward": f"{_CALL} grad stats [ {_LAYER} unit_in grad_q grad_k grad_bank grad_log_weight ]",
+    "nce_forward": f"{_CALL} loss stats [ {_LAYER} dq_unscaled ]",
+    "nce_backward": f"{_CALL} grad stats [ {_LAYER} dq_unscaled_in grad_q grad_k grad_negatives grad_log_weight ]",
 }
 
 

@@ -71,7 +71,7 @@ def _(
     for i, layer in enumerate(Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)):
         need = Needs(*needs[4 * i : 4 * i + 4])
         for x, n in zip(layer[:3], need):
-            grads.append(torch.empty(x.shape, dtype=x.dtype, device=x.device) if n else grad.new_empty(0))
+            grads.append(grad.new_empty(0) if x is None or not n else torch.empty(x.shape, dtype=x.dtype, device=x.device))
         shape = (*layer.q.shape[:2], layer.num_negatives) if need.log_weight else 0
         grads.append(torch.empty(shape, dtype=torch.float32, device=grad.device))
     return grads
@@ -121,7 +121,7 @@ class _Nce(torch.autograd.Function):
         result = [None, None]
         for layer_grads, layer in zip(grads, layers):
             *q_k_negatives, log_weight = layer_grads
-            if log_weight is not None:
+            if log_weight is not None and layer.log_weight is not None:
                 log_weight = log_weight.to(layer.log_weight.dtype)
             result += [*q_k_negatives, log_weight, None]
         return tuple(result)
@@ -145,7 +145,10 @@ def _losses(layers: list[Layer], spec: Spec, impl: str) -> Tensor:
         return torch.cat([reference.rows(layer, spec).flatten() for layer in layers])
     if torch.compiler.is_compiling():
         # views: torch.compile refuses one tensor as two arguments of a Function
-        layers = [Layer(layer.q, *(None if t is None else t.view_as(t) for t in layer[1:])) for layer in layers]
+        layers = [
+            Layer(layer.q, layer.k.view_as(layer.k), *(None if t is None else t.view_as(t) for t in layer[2:]))
+            for layer in layers
+        ]
     elif not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for layer in layers for t in layer)):
         return _launcher(impl).forward(layers, spec, [False] * len(layers))[0]  # half the cost of a call through apply
     return _Nce.apply(spec, impl, *(t for layer in layers for t in layer))

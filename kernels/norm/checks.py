@@ -100,7 +100,7 @@ def check_alpha(alpha: Any) -> None:
 
 
 def as_spec(
-    form: int,
+    kind: int,
     x: Tensor,
     eps: float,
     offset: float,
@@ -117,4 +117,4 @@ def as_spec(
     check_padding(padding, x)
     check_matches("residual", residual, tuple(x.shape), x, any_float=in_autocast(x.device.type))
     padding = padding if isinstance(padding, int) else int(padding)  # a symbolic one stays what it is
-    return Spec(form, float(eps), offset, ACTIVATIONS.index(activation), float(negative_slope), padding)
+    return Spec(kind, float(eps), offset, ACTIVATIONS.index(activation), float(negative_slope), padding)

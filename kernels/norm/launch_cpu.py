@@ -11,7 +11,7 @@ from kernels._native import DTYPE_CODES, load, pointer
 from kernels.norm.spec import Spec, new_output, new_stats
 
 # The arguments of each C++ function, in order, by the names of csrc/cpu/norm/bind.cpp; compared when the library loads.
-_PROBLEM = "x stats n c h w channels_last dtype form"  # as _problem returns them
+_PROBLEM = "x stats n c h w channels_last dtype kind"  # as _problem returns them
 _OPTIONS = "scale shift per_sample offset activation slope pad"  # as _options does
 _RESIDUAL = "residual residual_n residual_c residual_h"  # as _residual does
 ARGUMENTS = {

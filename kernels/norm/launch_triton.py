@@ -279,8 +279,8 @@ def backward(
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if need_residual else None
     if x.numel() == 0:
-        zeros = (None if t is None else torch.zeros_like(t, dtype=torch.float32) for t in (scale, shift))
-        return dx, *zeros, dresidual
+        dscale, dshift = (None if t is None else torch.zeros_like(t, dtype=torch.float32) for t in (scale, shift))
+        return dx, dscale, dshift, dresidual
     # kernels write what each plane contributes; parameters of all samples add theirs up below
     dscale, dshift = (
         None if t is None else torch.empty((p.n, p.c), dtype=torch.float32, device=x.device) for t in (scale, shift)
@@ -350,7 +350,7 @@ def backward(
 
 def _like(planes: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     """(N, C) sums of planes in the parameter's shape."""
-    if planes is None or parameter.dim() == 2:
+    if planes is None or parameter is None or parameter.dim() == 2:
         return planes
     return planes.sum(0) if planes.shape[0] > 1 else planes.view(-1)
 

@@ -10,12 +10,12 @@ import torch
 from kernels import _native
 from kernels._build import ROOMS
 from kernels.nce import launch_cpu as nce
-from kernels.nce.spec import Layer
+from kernels.nce.spec import Layer, Needs
 from kernels.nce.spec import Spec as NceSpec
 from kernels.norm import launch_cpu as norm
 from kernels.norm.spec import Spec as NormSpec
 from kernels.patches import launch_cpu as patches
-from kernels.patches.spec import form_of
+from kernels.patches.spec import layout_of
 from kernels.resample import launch_cpu as resample
 from kernels.resample.spec import DOWN, PAD
 from kernels.resample.spec import Spec as ResampleSpec
@@ -147,7 +147,7 @@ NORMS = [  # shape, dtype, channels last, per sample, options
 
 def norm_problem(x, stats, spec, channels_last):
     n, c, h, w = x.shape
-    sizes = dict(n=n, c=c, h=h, w=w, channels_last=channels_last, dtype=DTYPES[x.dtype], form=spec[0])
+    sizes = dict(n=n, c=c, h=h, w=w, channels_last=channels_last, dtype=DTYPES[x.dtype], kind=spec[0])
     return dict(x=x.data_ptr(), stats=stats.data_ptr(), **sizes)
 
 
@@ -201,7 +201,7 @@ def layer(shape, m, dtype, shared):
 
 def nce_layer(one, shared):
     b, s, c = one.q.shape
-    want = dict(q=one.q.data_ptr(), k=one.k.data_ptr(), bank=one.negatives.data_ptr())
+    want = dict(q=one.q.data_ptr(), k=one.k.data_ptr(), negatives=one.negatives.data_ptr())
     want |= dict(b=b, s=s, m=one.negatives.shape[-2], c=c, shared=shared)
     for name, weight in (("log_weight", one.log_weight), ("similarity_weight", one.similarity_weight)):
         numbers = (weight.data_ptr(), *weight.stride())
@@ -221,14 +221,14 @@ def test_what_nce_passes(passed):
         options = dict(dtype=DTYPES[dtype], temperature=0.25, normalize=normalize, decoupled=decoupled)
         inputs = [nce_layer(one, shared) for one, (_, _, shared) in zip(layers, shapes)]
         loss, stats, units = nce.forward(layers, spec, [True, True])
-        groups = [want | dict(unit=unit.data_ptr()) for want, unit in zip(inputs, units)]
+        groups = [want | dict(dq_unscaled=unit.data_ptr()) for want, unit in zip(inputs, units)]
         found[0].append(passed("nce_forward"))
         wanted[0].append([options | dict(loss=loss.data_ptr(), stats=stats.data_ptr()), *groups])
         grad = torch.randn(len(loss))
-        grads = nce.backward(grad, layers, stats, units, [(True,) * 4] * 2, spec)
-        names = ("grad_q", "grad_k", "grad_bank", "grad_log_weight")
+        grads = nce.backward(grad, layers, stats, units, [Needs(True, True, True, True)] * 2, spec)
+        names = ("grad_q", "grad_k", "grad_negatives", "grad_log_weight")
         groups = [
-            want | dict(unit_in=unit.data_ptr(), **{name: g.data_ptr() for name, g in zip(names, four)})
+            want | dict(dq_unscaled_in=unit.data_ptr(), **{name: g.data_ptr() for name, g in zip(names, four)})
             for want, unit, four in zip(inputs, units, grads)
         ]
         found[1].append(passed("nce_backward"))
@@ -259,7 +259,7 @@ def test_what_patches_passes(passed):
 
         found[0].append(passed("patches_gather"))
         wanted[0].append(each(xs, rows, True, False))
-        totals = patches.backward(rows, ids, [form_of(x) for x in xs], unique)
+        totals = patches.backward(rows, ids, [layout_of(x) for x in xs], unique)
         found[1].append(passed("patches_scatter"))
         wanted[1].append(each(totals, rows, unique, True))
         patches.add(totals[0], rows[0], ids[0])
