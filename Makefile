@@ -29,10 +29,10 @@ lint: install
 types: install
 	$(PYTHON) -m basedpyright
 
-check: lint
+check: lint types
 	KERNELS_TEST_ISA=best $(PYTEST) -m "not long and not slow" --at-least 3000
 
-test: lint
+test: lint types
 	$(PYTEST) --dist loadfile --at-least 4000
 	TRITON_INTERPRET=1 $(PYTEST) -m "triton and not slow" --at-least 685 tests/kernels
 

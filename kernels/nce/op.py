@@ -71,7 +71,9 @@ def _(
     for i, layer in enumerate(Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)):
         need = Needs(*needs[4 * i : 4 * i + 4])
         for x, n in zip(layer[:3], need):
-            grads.append(grad.new_empty(0) if x is None or not n else torch.empty(x.shape, dtype=x.dtype, device=x.device))
+            grads.append(
+                grad.new_empty(0) if x is None or not n else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            )
         shape = (*layer.q.shape[:2], layer.num_negatives) if need.log_weight else 0
         grads.append(torch.empty(shape, dtype=torch.float32, device=grad.device))
     return grads
