@@ -30,10 +30,10 @@ types: install
 	$(PYTHON) -m basedpyright
 
 check: lint types
-	KERNELS_TEST_ISA=best $(PYTEST) -m "not long and not slow" --at-least 3000
+	KERNELS_TEST_ISA=best $(PYTEST) -m "not long and not slow and not triton" --at-least 2500
 
 test: lint types
-	$(PYTEST) --dist loadfile --at-least 4000
+	$(PYTEST) -m "not slow and not triton" --dist loadfile --at-least 4200
 	TRITON_INTERPRET=1 $(PYTEST) -m "triton and not slow" --at-least 685 tests/kernels
 
 bench: install

@@ -16,14 +16,15 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # `make check` runs what is not long: operators against the oracle, arguments, data, options, networks.
 TESTS = Path(__file__).parent
 QUICK = tuple(TESTS / folder for folder in ("kernels", "i2i/data", "i2i/networks", "i2i/cli"))
-LONG_FILES = re.compile("test_(build|environment|guard|.*_offline).py")  # that compile, start processes or trace
+# that compile, trace, start processes or try at random
+LONG_FILES = re.compile("test_(backends|build|environment|export|fuzz|guard|memory|.*_offline).py")
 LONG_NAMES = re.compile("compil|export|onnx")
 
 
 def is_long(item):
     if not any(folder in item.path.parents for folder in QUICK) or LONG_FILES.fullmatch(item.path.name):
         return True
-    return LONG_NAMES.search(item.originalname) is not None
+    return LONG_NAMES.search(item.name) is not None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
