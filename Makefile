@@ -27,7 +27,7 @@ lint: install
 	$(PYTHON) -m ruff format --check .
 
 types: install
-	$(PYTHON) -m basedpyright
+	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
 check: lint types
 	KERNELS_TEST_ISA=best $(PYTEST) -m "not long and not slow and not triton" --at-least 2500
