@@ -1,6 +1,6 @@
 # `make demo`: everything from nothing to the main job. `make check`: the quick tier of the tests, for every edit.
 # `make test`: all tests but the slow ones and those that need a GPU.
-# All make .venv with the torch that the committed figures were measured with; TORCH=torch takes the newest.
+# All make .venv with the torch that the committed figures were measured with; TORCH=torch installs the latest release.
 BASE ?= python3
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
