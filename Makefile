@@ -1,12 +1,13 @@
 # `make demo`: everything from nothing to the main job. `make check`: the quick tier of the tests, for every edit.
 # `make test`: all tests but the slow ones and those that need a GPU.
+# Workers of one thread each. Three on two cores where many tests wait for processes that they started; idle workers take
+# over what others have left, or the longest file would end alone.
 # All make .venv with the torch that the committed figures were measured with; TORCH=torch installs the latest release.
 BASE ?= python3
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 TORCH ?= torch==2.13.0
-# two workers of one thread each; the machine's cores are theirs
-PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 .PHONY: demo check test lint types install bench
 
@@ -30,11 +31,11 @@ types: install
 	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
 check: lint types
-	KERNELS_TEST_ISA=best $(PYTEST) -m "not long and not slow and not triton" --at-least 2500
+	KERNELS_TEST_ISA=best $(PYTEST) -n 2 -m "not long and not slow and not triton" --at-least 2500
 
 test: lint types
-	$(PYTEST) -m "not slow and not triton" --dist loadfile --at-least 4200
-	TRITON_INTERPRET=1 $(PYTEST) -m "triton and not slow" --at-least 685 tests/kernels
+	$(PYTEST) -n 3 --dist worksteal --durations 30 -m "not slow and not triton" --at-least 4200
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 --dist worksteal --durations 10 -m "triton and not slow" --at-least 685 tests/kernels
 
 bench: install
 	$(PYTHON) -m benchmarks --full

@@ -44,7 +44,9 @@ def losses(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize(
+    "method", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS if name != "cut")]
+)
 def test_two_processes_are_one_of_twice_the_batch(tmp_path, method):
     words = ["--method", method, *TINY, *SETTINGS[method], "steps=6", "save_every=3"]
     printed = finish(start(2, *words, "--output", tmp_path / "two", "batch_size=1"))

@@ -67,4 +67,4 @@ except KeyboardInterrupt:
     child.send_signal(signal.SIGINT)
     start = time.monotonic()
     assert "interrupted" in child.communicate(timeout=60)[0]
-    assert time.monotonic() - start < 5  # two rounds of four workers; a thousand items would take 75 s
+    assert time.monotonic() - start < 30  # two rounds of four workers; a thousand items would take 75 s
