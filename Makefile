@@ -35,7 +35,7 @@ check: lint types
 
 test: lint types
 	$(PYTEST) -n 3 --dist worksteal --durations 30 -m "not slow and not triton" --at-least 4200
-	TRITON_INTERPRET=1 $(PYTEST) -n 2 --dist worksteal --durations 10 -m "triton and not slow" --at-least 685 tests/kernels
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 --dist worksteal --durations 10 -m "triton and not slow" --at-least 630 tests/kernels
 
 bench: install
 	$(PYTHON) -m benchmarks --full

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.nce_triton_numerics import BF16, FLOAT, FORMS, HALF, NAMES, check, inputs, leaves, outcome, randn
 from support.triton_numerics import DEVICE, close
+from support.turns import taking_turns
 
 from kernels.nce import launch_triton, patch_nce_loss
 from kernels.nce.spec import EPS, INVERSE_NORM, LSE, LSE_GRAD, Layer, Needs, Spec
@@ -19,25 +20,22 @@ pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobod
 OPTIONS = [(n, d) for n in (False, True) for d in (False, True)]
 
 
-@pytest.mark.parametrize("dtype", [FLOAT, BF16, HALF], ids=str)
-@pytest.mark.parametrize("normalize,decoupled", OPTIONS)
-@pytest.mark.parametrize("form", FORMS)
-def test_forms(form, normalize, decoupled, dtype):
+@pytest.mark.parametrize("form, options, dtype", taking_turns(3, FORMS, OPTIONS, [FLOAT, BF16, HALF]))
+def test_forms(form, options, dtype):
+    normalize, decoupled = options
     shape, negatives = FORMS[form]
     weights = ("", "both", "log", "similarity")[(len(form) + normalize + 2 * decoupled) % 4]
     check(inputs(shape, negatives, weights, dtype), normalize=normalize, decoupled=decoupled)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("weights", ["", "log", "similarity", "both"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form, weights, normalize", taking_turns(2, FORMS, ["", "log", "similarity", "both"], [False, True])
+)
 def test_weights(form, weights, normalize):
     check(inputs(*FORMS[form], weights), normalize=normalize)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("width", [1, 3, 37, 300])
-@pytest.mark.parametrize("rows", [2, 5, 33])
+@pytest.mark.parametrize("rows, width, normalize", taking_turns(2, [2, 5, 33], [1, 3, 37, 300], [False, True]))
 def test_sizes(rows, width, normalize):
     given = inputs((2, rows, width))
     # a normalised number is 1 or -1 whatever it is: its gradients, of this size, cancel completely

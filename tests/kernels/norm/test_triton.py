@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.norm_triton import check, operator, parameters, randn, residual_of
 from support.triton_numerics import DEVICE
+from support.turns import taking_turns
 
 import kernels
 from kernels.norm import launch_triton
@@ -58,8 +59,7 @@ MATRIX = [
 ]
 
 
-@pytest.mark.parametrize("turn", range(2))
-@pytest.mark.parametrize("index", range(len(MATRIX)), ids=["-".join(map(str, m)) for m in MATRIX])
+@pytest.mark.parametrize("index, turn", taking_turns(2, range(len(MATRIX)), range(2)))
 def test_forms(index, turn, force, launched):
     form, path, channels_last = MATRIX[index]
     activation, residual, padding, dtype = TURNS[(index + 3 * turn) % len(TURNS)]
