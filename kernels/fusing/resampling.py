@@ -11,7 +11,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from kernels._checks import FLOATING
 from kernels.fusing.classes import Derived, derive, untouched
 from kernels.resample import BlurDownsample, BlurUpsample, ReflectionPad2d, blur_downsample, blur_upsample
-from kernels.resample.taps import binomial
+from kernels.resample.spec import binomial
 
 _PADS = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d)
 

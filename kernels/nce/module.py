@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from kernels._checks import check_count, check_positive
+from kernels import backends
+from kernels._checks import check_count, check_flag, check_positive
 from kernels._tools import NotScriptable
-from kernels.nce.checks import check_rows
+from kernels.nce.checks import check_keys, check_rows
 from kernels.nce.op import patch_nce_loss
 
 Tensor = torch.Tensor
@@ -40,19 +41,19 @@ class PatchNCELoss(NotScriptable, nn.Module):
         super().__init__()
         check_positive("temperature", temperature)
         check_count("num_patches", num_patches)
+        for name, flag in (("all_negatives", all_negatives), ("normalize", normalize), ("decoupled", decoupled)):
+            check_flag(name, flag)
         self.temperature = float(temperature)
         self.num_patches = int(num_patches)
         self.all_negatives = all_negatives
         self.normalize = normalize
         self.decoupled = decoupled
-        self.impl = impl
+        self.impl = backends.checked_impl(impl)
 
     def forward(self, feat_q: Tensor, feat_k: Tensor, batch_size: int | None = None) -> Tensor:
         """feat_q, feat_k: (B, P, C) or (B * P, C). Returns losses (B * P,), float32; no gradient reaches feat_k."""
         check_rows("feat_q", feat_q)
-        if not isinstance(feat_k, Tensor) or feat_k.shape != feat_q.shape:
-            given = tuple(feat_k.shape) if isinstance(feat_k, Tensor) else type(feat_k).__name__
-            raise ValueError(f"feat_k: got {given}, want feat_q's shape {tuple(feat_q.shape)}")
+        check_keys("feat_k", feat_k, "feat_q", feat_q)
         width = feat_q.shape[-1]
         if self.all_negatives:
             shape = (1, -1, width)

@@ -13,7 +13,7 @@ from kernels._checks import FLOATING, check_count
 from kernels._dtypes import wide
 from kernels._tools import NotScriptable, as_leaf
 from kernels.norm import reference
-from kernels.norm.checks import as_spec, check_activation, check_input, check_padding
+from kernels.norm.checks import as_spec, check_activation, check_input
 from kernels.norm.op import adaptive_instance_norm, instance_norm, munit_layer_norm, norm_with_stats
 from kernels.norm.spec import INSTANCE, centred
 
@@ -118,7 +118,6 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
             if self.running_mean is None or self.running_var is None:
                 name = "running_mean" if self.running_mean is None else "running_var"
                 raise ValueError(f"{name}: got None, want a tensor: track_running_stats is True, in eval mode")
-            check_padding(padding, x)
             return reference.normalise_with(
                 x, self.running_mean, self.running_var, self.weight, self.bias, residual, spec
             )

@@ -2,8 +2,8 @@
 
 One program is a tile of [BLOCK_P patches, BLOCK_C channels] of one sample of one map. The maps come as tuples of
 pointers and of sizes, which are encoded (see kernels/_triton.py); a program finds its map by the number of the map's
-first program. Nothing is added atomically:
-the first of the patches that show one position sums them all in their order and alone writes.
+first program. Nothing is added atomically: the first of the patches that show one position sums them all in their
+order and alone writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Antialiased x1/2 and x2, pooling and reflection padding: the linear maps between feature maps of two sizes."""
+"""Antialiased x1/2 and x2, and reflection padding: the linear maps between feature maps of two sizes."""
 
 from kernels.resample.module import BlurDownsample, BlurUpsample, ReflectionPad2d
 from kernels.resample.op import blur_downsample, blur_upsample, reflection_pad2d

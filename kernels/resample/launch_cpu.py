@@ -6,8 +6,8 @@ import functools
 
 import torch
 
-from kernels import _native
 from kernels._layout import dense
+from kernels._native import DTYPE_CODES, load
 from kernels.resample.spec import Spec, new_output
 from kernels.resample.taps import Taps, tables
 
@@ -46,6 +46,6 @@ def apply(x: Tensor, spec: Spec, channels_last: bool) -> Tensor:
     y = new_output(x, spec, channels_last)
     if y.numel():
         arrays, addresses = _tables(spec)  # the arrays live at least as long as this name, also when the cache is full
-        code = _native.DTYPE_CODES[x.dtype]
-        _native.load().resample(x.data_ptr(), y.data_ptr(), x.shape[0], c, channels_last, code, sn, sc, sh, *addresses)
+        code = DTYPE_CODES[x.dtype]
+        load().resample(x.data_ptr(), y.data_ptr(), x.shape[0], c, channels_last, code, sn, sc, sh, *addresses)
     return y

@@ -10,7 +10,7 @@ from kernels._checks import FLOATING, check_count
 from kernels._tools import NotScriptable, as_leaf
 from kernels.resample.checks import as_padding, check_filter_size
 from kernels.resample.op import blur_downsample, blur_upsample, reflection_pad2d
-from kernels.resample.taps import binomial
+from kernels.resample.spec import binomial
 
 Tensor = torch.Tensor
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 from kernels._dtypes import no_autocast, wide
 from kernels._layout import dense, is_channels_last
-from kernels.resample.spec import DOWN, PAD, Spec
-from kernels.resample.taps import binomial
+from kernels.resample.spec import DOWN, PAD, Spec, binomial
 
 Tensor = torch.Tensor
 

@@ -1,7 +1,8 @@
-"""What the files of this room share: one operator on planes of one size, and allocation of its result."""
+"""What the files of this room share: one operator on planes of one size, CUT's filter, and allocation of the result."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,12 @@ def output_size(kind: int, parameters: tuple[int, int], size: int) -> int:
     if kind == PAD:
         return size + parameters[0] + parameters[1]
     return (size + 1) // 2 if kind == DOWN else 2 * size
+
+
+def binomial(size: int) -> torch.Tensor:
+    """The filter of CUT's Downsample, (size, size), sum 1, float32, on the CPU: exact up to size 7."""
+    row = torch.tensor([float(math.comb(size - 1, t)) for t in range(size)], device="cpu")
+    return torch.outer(row, row) / 4.0 ** (size - 1)
 
 
 def new_output(x: torch.Tensor, spec: Spec, channels_last: bool) -> torch.Tensor:

@@ -13,7 +13,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from kernels.resample.spec import DOWN, PAD, UP, Spec, output_size
 
@@ -38,12 +37,6 @@ class Taps(NamedTuple):
     @property
     def outputs(self) -> int:
         return len(self.first) - 1
-
-
-def binomial(size: int) -> torch.Tensor:
-    """The filter of CUT's Downsample, (size, size), sum 1, float32, on the CPU: exact up to size 7."""
-    row = torch.tensor([float(math.comb(size - 1, t)) for t in range(size)], device="cpu")
-    return torch.outer(row, row) / 4.0 ** (size - 1)
 
 
 def margins(kind: int, parameters: tuple[int, int]) -> tuple[int, int]:

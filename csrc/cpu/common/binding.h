@@ -137,10 +137,18 @@ const char* names(F read) {
   return text.c_str();
 }
 
-// Calls f(args, parallel) without the GIL; f returns 0, or 1 when scratch memory could not be had.
-template <class Args>
-PyObject* finish(Reader& r, const Args& a, int (*f)(const Args&, ParallelFor)) {
+// One call: reads its arguments, and runs f(args, parallel) without the GIL; f returns 0, or 1 when scratch memory could
+// not be had. Call: the room's Args; or, where arguments come in groups, what owns these and makes the Args of them.
+template <class Call, class Read, class Args>
+PyObject* call(PyObject* const* args, Py_ssize_t count, Read read, int (*f)(const Args&, ParallelFor)) {
+  Reader r{args, count};
+  Call c = {};
+  read(r, c);
   if (!r.done()) return nullptr;
+  Args a;
+  if constexpr (requires { c.args(); }) a = c.args();
+  else a = c;
+  if constexpr (requires { a.threads; }) a.threads = threads();
   int failed;
   Py_BEGIN_ALLOW_THREADS;
   failed = f(a, parallel);
@@ -149,5 +157,10 @@ PyObject* finish(Reader& r, const Args& a, int (*f)(const Args&, ParallelFor)) {
   Py_RETURN_NONE;
 }
 
-// The entry of a function in its room's table: `Args` and `read` as the function uses them.
-#define FAST(name, Args, read) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, names<Args>(read)}
+// The entry of a function in its room's table. One `read` for the call and for the names: they cannot differ.
+#define FAST(name, Call, read, function)                                                                  \
+  {name,                                                                                                  \
+   (PyCFunction)(void (*)(void))+[](PyObject*, PyObject* const* args, Py_ssize_t count) {                 \
+     return call<Call>(args, count, read, function);                                                      \
+   },                                                                                                     \
+   METH_FASTCALL, names<Call>(read)}

@@ -6,6 +6,12 @@ namespace {
 struct Call {
   NceArgs a = {};
   std::vector<NceLayer> layers;
+  NceArgs args() {
+    a.layers = layers.data();
+    a.count = (int64_t)layers.size();
+    for (const NceLayer& l : layers) a.rows += l.b * l.s;
+    return a;
+  }
 };
 
 // What every function begins with.
@@ -36,30 +42,8 @@ constexpr auto read_backward = [](auto& r, Call& c) {
   });
 };
 
-PyObject* run(Reader& r, Call& c, int (*f)(const NceArgs&, ParallelFor)) {
-  c.a.threads = threads();
-  c.a.layers = c.layers.data();
-  c.a.count = (int64_t)c.layers.size();
-  for (const NceLayer& l : c.layers) c.a.rows += l.b * l.s;
-  return finish(r, c.a, f);
-}
-
-PyObject* nce_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  Call c;
-  read_forward(r, c);
-  return run(r, c, tables.nce.forward);
-}
-
-PyObject* nce_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  Call c;
-  read_backward(r, c);
-  return run(r, c, tables.nce.backward);
-}
-
 }  // namespace
 
-PyMethodDef nce_methods[] = {FAST(nce_forward, Call, read_forward),
-                             FAST(nce_backward, Call, read_backward),
+PyMethodDef nce_methods[] = {FAST("nce_forward", Call, read_forward, tables.nce.forward),
+                             FAST("nce_backward", Call, read_backward, tables.nce.backward),
                              {nullptr, nullptr, 0, nullptr}};

@@ -4,7 +4,9 @@
 namespace {
 
 // What every function begins with.
-void problem(auto& r, NormArgs& a) { READ(a.x, a.stats, a.n, a.c, a.h, a.w, a.channels_last, a.dtype, a.kind); }
+void problem(auto& r, NormArgs& a) {
+  READ(a.x, a.stats, a.n, a.c, a.h, a.w, a.channels_last, a.dtype, a.kind);
+}
 void options(auto& r, NormArgs& a) { READ(a.scale, a.shift, a.per_sample, a.offset, a.activation, a.slope, a.pad); }
 
 constexpr auto read_forward = [](auto& r, NormArgs& a) {
@@ -26,43 +28,10 @@ constexpr auto read_moments_backward = [](auto& r, NormArgs& a) {
   READ(a.grad_mean, a.grad_std, a.grad_x);
 };
 
-PyObject* run(Reader& r, NormArgs& a, int (*f)(const NormArgs&, ParallelFor)) {
-  a.threads = threads();
-  return finish(r, a, f);
-}
-
-PyObject* norm_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  NormArgs a = {};
-  read_forward(r, a);
-  return run(r, a, tables.norm.forward);
-}
-
-PyObject* norm_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  NormArgs a = {};
-  read_backward(r, a);
-  return run(r, a, tables.norm.backward);
-}
-
-PyObject* moments(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  NormArgs a = {};
-  read_moments(r, a);
-  return run(r, a, tables.norm.moments);
-}
-
-PyObject* moments_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  NormArgs a = {};
-  read_moments_backward(r, a);
-  return run(r, a, tables.norm.moments_backward);
-}
-
 }  // namespace
 
-PyMethodDef norm_methods[] = {FAST(norm_forward, NormArgs, read_forward),
-                              FAST(norm_backward, NormArgs, read_backward),
-                              FAST(moments, NormArgs, read_moments),
-                              FAST(moments_backward, NormArgs, read_moments_backward),
+PyMethodDef norm_methods[] = {FAST("norm_forward", NormArgs, read_forward, tables.norm.forward),
+                              FAST("norm_backward", NormArgs, read_backward, tables.norm.backward),
+                              FAST("moments", NormArgs, read_moments, tables.norm.moments),
+                              FAST("moments_backward", NormArgs, read_moments_backward, tables.norm.moments_backward),
                               {nullptr, nullptr, 0, nullptr}};

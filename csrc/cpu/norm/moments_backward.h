@@ -9,7 +9,6 @@ namespace {
 struct MomentsBackward : Driver {
   using Driver::Driver;
 
-  // gradient of a plane's own mean and deviation: the style side of AdaIN
   int run_all() {
     const Cut cut(args, false, chunk());
     const double n = (double)positions;

@@ -3,28 +3,19 @@
 
 namespace {
 
-constexpr auto read_maps = [](auto& r, std::vector<PatchMap>& maps) {
-  r.each(maps, [](auto& r, PatchMap& m) {
+struct Call {
+  std::vector<PatchMap> maps;
+  PatchesArgs args() const { return {maps.data(), (int64_t)maps.size()}; }
+};
+
+constexpr auto read_maps = [](auto& r, Call& c) {
+  r.each(c.maps, [](auto& r, PatchMap& m) {
     READ(m.map, m.rows, m.ids, m.n, m.c, m.p, m.w, m.sn, m.sc, m.sh, m.sw, m.dtype, m.unique, m.zero);
   });
 };
 
-PyObject* call(PyObject* const* args, Py_ssize_t count, int (*f)(const PatchesArgs&, ParallelFor)) {
-  Reader r{args, count};
-  std::vector<PatchMap> maps;
-  read_maps(r, maps);
-  return finish(r, PatchesArgs{maps.data(), (int64_t)maps.size()}, f);
-}
-
-PyObject* patches_gather(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  return call(args, count, tables.patches.gather);
-}
-PyObject* patches_scatter(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  return call(args, count, tables.patches.scatter);
-}
-
 }  // namespace
 
-PyMethodDef patches_methods[] = {FAST(patches_gather, std::vector<PatchMap>, read_maps),
-                                 FAST(patches_scatter, std::vector<PatchMap>, read_maps),
+PyMethodDef patches_methods[] = {FAST("patches_gather", Call, read_maps, tables.patches.gather),
+                                 FAST("patches_scatter", Call, read_maps, tables.patches.scatter),
                                  {nullptr, nullptr, 0, nullptr}};

@@ -11,13 +11,6 @@ constexpr auto read_arguments = [](auto& r, ResampleArgs& a) {
   READ(a.columns.outputs, a.columns.low, a.columns.groups, a.columns.phases, a.columns.step);
 };
 
-PyObject* resample(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  ResampleArgs a = {};
-  read_arguments(r, a);
-  return finish(r, a, tables.resample.apply);
-}
-
 }  // namespace
 
-PyMethodDef resample_methods[] = {FAST(resample, ResampleArgs, read_arguments), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef resample_methods[] = {FAST("resample", ResampleArgs, read_arguments, tables.resample.apply), {nullptr, nullptr, 0, nullptr}};

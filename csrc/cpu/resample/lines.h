@@ -71,7 +71,7 @@ static inline void merge(vf even, vf odd, vf* a, vf* b) {
 #endif
 }
 
-// The regular groups of a row (see Taps in spec.py): group g makes outputs low + g * phases + p.
+// The regular groups of a row (see Taps in kernels/resample/taps.py): group g makes outputs low + g * phases + p.
 struct Columns {
   int64_t base, low, groups;
   int step, phases, reach;                              // reach: inputs from base + g * step on that a group looks at

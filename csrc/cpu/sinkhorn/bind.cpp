@@ -15,22 +15,8 @@ constexpr auto read_backward = [](auto& r, SinkhornArgs& a) {
   READ(a.grad, a.grad_log_kernel);
 };
 
-PyObject* sinkhorn_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  SinkhornArgs a = {};
-  read_forward(r, a);
-  return finish(r, a, tables.sinkhorn.forward);
-}
-
-PyObject* sinkhorn_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  Reader r{args, count};
-  SinkhornArgs a = {};
-  read_backward(r, a);
-  return finish(r, a, tables.sinkhorn.backward);
-}
-
 }  // namespace
 
-PyMethodDef sinkhorn_methods[] = {FAST(sinkhorn_forward, SinkhornArgs, read_forward),
-                                  FAST(sinkhorn_backward, SinkhornArgs, read_backward),
+PyMethodDef sinkhorn_methods[] = {FAST("sinkhorn_forward", SinkhornArgs, read_forward, tables.sinkhorn.forward),
+                                  FAST("sinkhorn_backward", SinkhornArgs, read_backward, tables.sinkhorn.backward),
                                   {nullptr, nullptr, 0, nullptr}};

@@ -299,6 +299,10 @@ BAD = [
     (lambda: kernels.PatchNCELoss(num_patches=4)(Q[0], K[0]), ValueError, "feat_q: got 5 rows, want a multiple of"),
     (lambda: kernels.PatchNCELoss()(Q[0], K[0], batch_size=2), ValueError, "batch_size: got 2 for 5 rows"),
     (lambda: kernels.PatchNCELoss()(Q[0], K), ValueError, "feat_k: got"),
+    (lambda: kernels.PatchNCELoss()(Q[0], None), TypeError, "feat_k: got"),
+    (lambda: kernels.PatchNCELoss()(Q[0], K[0].double()), TypeError, "feat_k: got torch.float64"),
+    (lambda: kernels.PatchNCELoss(all_negatives="no"), TypeError, "all_negatives: got str"),
+    (lambda: kernels.PatchNCELoss(impl="gpu"), ValueError, "impl: got 'gpu'"),
 ]
 
 

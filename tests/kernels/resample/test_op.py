@@ -189,11 +189,11 @@ def chain(x):
     return kernels.blur_upsample(x * 2.0).cos()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compiles_in_one_graph(backend, layout):
-    if backend == "inductor" and layout == "channels_last":
-        pytest.skip("slow; one run of inductor is enough")
+# one run of inductor, which takes ten seconds: what it makes of the operators, opaque to it, depends on no format
+@pytest.mark.parametrize(
+    "layout, backend", [("contiguous", "aot_eager"), ("channels_last", "aot_eager"), ("contiguous", "inductor")]
+)
+def test_compiles_in_one_graph(layout, backend):
     torch._dynamo.reset()
     x = in_layout(torch.randn(1, 3, 9, 7), layout).requires_grad_()
     results = []
