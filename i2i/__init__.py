@@ -20,6 +20,8 @@ LATER = {"METHODS": "i2i.methods", "Method": "i2i.methods", "train": "i2i.traini
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("cli", "methods", "training"):  # as before, without an import of its own
+        return import_module(f"i2i.{name}")
     if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals().setdefault(name, getattr(import_module(LATER[name]), name))

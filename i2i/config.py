@@ -33,7 +33,8 @@ class Config:
     )
     direction: str = setting("AtoB", "AtoB translates A to B, BtoA B to A")
     preprocess: str = setting(
-        "resize_and_crop", "resize_and_crop, crop, scale_width, scale_shortside (each also _and_crop), none, zoom, ..."
+        "resize_and_crop",
+        "resize_and_crop, crop, scale_width or scale_shortside (these two also with _and_crop), none, zoom, ...",
     )
     load_size: int = setting(286, "pixels: images are scaled to this size first")
     crop_size: int = setting(256, "pixels: side of the random square that is cut out and trained on")
@@ -149,7 +150,7 @@ class NetworkConfig(Config):
     init_type: str = setting(
         "normal", "distribution of the weights at the start: normal, xavier, kaiming or orthogonal"
     )
-    init_gain: float = setting(0.02, "scale of the weights at the start; kaiming has none")
+    init_gain: float = setting(0.02, "scale of the weights at the start; kaiming takes it for batch norms only")
     gan_mode: str = setting("lsgan", "lsgan, vanilla, nonsaturating, wgangp (with gradient penalty) or hinge")
 
     # The moving average, because the networks of so small a game go around each other (see CUTConfig).

@@ -90,6 +90,13 @@ def refuse_under_file(folder: Path) -> None:
             raise UsageError(f"{folder} cannot be a folder to write into: {place} is {kind}")
 
 
+def refuse_folder(path: Path, option: str) -> None:
+    """UsageError if `path`, given as `option`, cannot be a file to write."""
+    refuse_under_file(path.parent)
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder; name the file to write")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     make_folder(path.parent)
     with replacing(path) as temporary:
@@ -195,7 +202,7 @@ def _read_safetensors(path: Path) -> Any:
         raise UsageError(f"{path}: a safetensors file, which needs safetensors: pip install safetensors") from None
     try:
         return load_file(path)
-    except Exception as error:
+    except Exception as error:  # of any kind, as above
         raise UsageError(f"{path}: damaged, or no file of weights ({type(error).__name__})") from None
 
 

@@ -17,7 +17,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 TESTS = Path(__file__).parent
 QUICK = tuple(TESTS / folder for folder in ("kernels", "i2i/data", "i2i/networks", "i2i/cli"))
 # that compile, trace, start processes or try at random
-LONG_FILES = re.compile("test_(backends|build|environment|export|fuzz|guard|memory|.*_offline).py")
+LONG_FILES = re.compile("test_(backends|build|environment|export|fuzz|guard|memory|tracing|.*_offline).py")
 LONG_NAMES = re.compile("compil|export|onnx")
 
 
@@ -46,5 +46,6 @@ def pytest_sessionfinish(session):
         return
     passed = len(reporter.stats.get("passed", ()))
     if passed < wanted:
+        reporter.ensure_newline()
         reporter.write_line(f"{passed} tests passed, want at least {wanted}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -127,8 +127,8 @@ def _legend(suite: Suite, device: str) -> str:
     return (
         "Milliseconds per call: median (20th to 80th percentile). After a baseline's time: how many times faster fused "
         f"is. `{suite.column[0]}`: of fused{into}. `peak MiB`: fused / eager. `rounds`: how many were run, and in how "
-        "many of them other processes took our cores: those are left out, unless they are more than half "
-        f"(**noisy**).{wall}"
+        "many of them other processes took our cores: those are left out, unless fewer than half "
+        f"of those asked for were undisturbed (**noisy**).{wall}"
     )
 
 

@@ -1,7 +1,8 @@
 """What the tables of whole training steps share: contestants in turn, and a gate before the timing.
 
 Each contestant lives in a process of its own (child.py) and steps when it is its turn: rounds are interleaved and
-peak memory is honest. Nothing is timed whose first losses and gradients do not agree with the published form's.
+peak memory is honest. Nothing is timed whose first losses and gradients do not agree with the
+baseline's (the published form; in the zoo plain torch).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from i2i.data.folders import list_images, pair
 from i2i.data.pages import PAGES
 from i2i.devices import choose_device
 from i2i.errors import UsageError
-from i2i.files import refuse_under_file, write_atomically
+from i2i.files import refuse_folder, write_atomically
 from i2i.inference.metrics import DISTANCES, FEATURES, METRICS, WEIGHTS, compare_pairs, distances
 
 HELP = "score translations: FID, KID, and PSNR and SSIM where the true answers are known"
@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def refuse_foreign(path: Path, real: Path, fake: Path) -> None:
     """UsageError where the numbers would replace anything but earlier ones of the same images."""
-    refuse_under_file(path.parent)
-    if path.is_dir():
-        raise UsageError(f"--output {path}: is a folder; name the file to write")
+    refuse_folder(path, "--output")
     if os.path.lexists(path):
         try:
             there = json.loads(path.read_bytes())

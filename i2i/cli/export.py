@@ -9,7 +9,7 @@ from pathlib import Path
 
 from i2i.cli.arguments import add_label, add_weights
 from i2i.errors import UsageError
-from i2i.files import refuse_under_file
+from i2i.files import refuse_folder
 from i2i.inference import weights
 from i2i.inference.export import MARK, PACKAGES, export_onnx, require_packages
 from i2i.inference.outputs import mark
@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def refuse_foreign(path: Path, own: str) -> None:
     """UsageError where the file to write would replace anything but an earlier export of the same weights."""
-    refuse_under_file(path.parent)
-    if path.is_dir():
-        raise UsageError(f"--onnx {path}: is a folder; name the file to write")
+    refuse_folder(path, "--onnx")
     if os.path.lexists(path) and mark_of(path) != own:
         raise UsageError(
             f"--onnx {path}: is there already and is no earlier export of these weights; choose another name"

@@ -17,12 +17,13 @@ from i2i.methods import METHODS, check_method
 from i2i.training import checkpoint, resuming
 from i2i.training.loop import Result, print_once, train
 
-HELP = """usage: i2i train [--method NAME] [--data DIR [DIR]] [--config FILE] [name=value ...]
+USAGE = """usage: i2i train [--method NAME] [--data DIR [DIR]] [--config FILE] [name=value ...]
        i2i train --resume RUN
        torchrun --nproc-per-node N -m i2i train ...
 
-Train a published system on images, or, without --data, for a minute on sample photographs, which prints a held-out
-score. Ctrl-C saves and stops; --resume goes on exactly from there. Several processes (torchrun) share each step.
+Train a published system on images, or, without --data, for half a minute to three minutes on sample photographs, with
+a held-out score at the end. Ctrl-C saves and stops; --resume goes on exactly from there. Several processes (torchrun)
+share each step.
 
   --method NAME   one of those that `i2i list` names (default: cut)
   --data DIR      a folder with trainA and trainB (pix2pix: train, with A and B side by side), or two folders;
@@ -45,7 +46,7 @@ def help_for_training(words: Sequence[str]) -> str:
     names = [word.partition("=")[2] or after for word, after in zip(words, [*words[1:], ""]) if "method" in word]
     method = check_method(names[0] if names else "cut")
     settings = options.describe(METHODS[method].Config)
-    return HELP.format(method=method, settings=settings)
+    return USAGE.format(method=method, settings=settings)
 
 
 def run(words: Sequence[str]) -> int:

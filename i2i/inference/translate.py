@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
 from i2i.data.images import one_line
 from i2i.errors import UsageError
 from i2i.inference.tiles import translate_tiled
@@ -118,6 +119,8 @@ def _refusal(network: nn.Module, images: Tensor) -> str:
     """Why `network` does not translate `images`; "" if it does."""
     try:
         y = network(images)
+    except kernels.BackendUnavailable:  # no fault of the network's
+        raise
     except (RuntimeError, ValueError, TypeError) as error:  # TypeError: it wants more than an image
         return one_line(error)
     if not isinstance(y, Tensor):

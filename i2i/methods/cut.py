@@ -35,6 +35,7 @@ Keys = tuple[list[Tensor], list[Tensor] | None]
 class CUTConfig(ContrastConfig):
     """The settings of the paper and its code, but for those of the contrastive loss itself (ContrastConfig)."""
 
+    generator: str = setting("resnet_9blocks", "resnet_<n>blocks or stylegan2 (published: netG)")
     init_type: str = "xavier"
     antialias: bool = setting(
         True, "blur before the generator and the discriminator halve a map (published: no_antialias)"

@@ -42,12 +42,15 @@ class MUNITConfig(Config):
     lr: float = 1e-4
     weight_decay: float = setting(1e-4, "of Adam, for all weights, biases and norms included")
     steps: int = 1_000_000
-    n_epochs: int = setting(1_000_000, "more than the steps need, which end the run")
+    lr_policy: str = setting("linear", "left alone: step_size and gamma take its place")
+    n_epochs: int = setting(1_000_000, "epochs at most; so many that steps ends the run first")
     n_epochs_decay: int = 0
     step_size: int = setting(100_000, "steps after which the learning rate is multiplied by gamma, again and again")
     gamma: float = setting(0.5, "factor of the learning rate every step_size steps")
     keep_every: int = setting(
-        50, "epochs between weight files that later ones do not replace; a small set has thousands in 1e6 steps"
+        50,
+        "epochs between weight files that later ones do not replace; a small set goes through thousands of epochs in "
+        "1e6 steps",
     )
     ngf: int = setting(64, "channels of the generators' first layer (published: gen.dim)")
     style_dim: int = setting(8, "numbers in a style code")

@@ -17,6 +17,11 @@ from i2i.methods.translator import TranslatorConfig
 
 @dataclass
 class Pix2PixConfig(TranslatorConfig):
+    data: tuple[str, ...] = setting(
+        (),
+        "a folder with train, A and B side by side in each picture; or two folders; empty: sample photographs "
+        "(published: dataroot)",
+    )
     dataset_mode: str = "aligned"
     generator: str = "unet_256"
     norm: str = "batch"

@@ -58,9 +58,12 @@ class StarGANConfig(Config):
     )
     num_iters_decay: int = setting(100_000, "iterations at the end over which the learning rate falls")
     steps: int = 200_000
-    n_epochs: int = setting(1_000_000, "more than the steps need, which end the run")
+    lr_policy: str = setting("linear", "left alone: lr_decay and num_iters_decay take its place")
+    n_epochs: int = setting(1_000_000, "epochs at most; so many that steps ends the run first")
     keep_every: int = setting(
-        50, "epochs between weight files that later ones do not replace; a small set has thousands in 200,000 steps"
+        50,
+        "epochs between weight files that later ones do not replace; a small set goes through thousands of epochs in "
+        "200,000 steps",
     )
 
     DATASET_MODES: ClassVar[tuple[str, ...]] = ("attributes",)

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from i2i.config import NetworkConfig
+from i2i.config import NetworkConfig, setting
 from i2i.networks import discriminator, generator, init_weights, size_multiple
 
 
 @dataclass
 class TranslatorConfig(NetworkConfig):
-    """What CycleGAN and pix2pix, which share a repository, have in common."""
+    """Settings that both take and refuse alike, and how they build their networks."""
 
+    generator: str = setting("resnet_9blocks", "resnet_<n>blocks or unet_<n> (published: netG)")
+    discriminator: str = setting("basic", "basic, n_layers or pixel (published: netD)")
     n_epochs: int = 100
     n_epochs_decay: int = 100
 

@@ -16,6 +16,18 @@ from i2i.files import replacing, write_atomically
 ROOT = Path(__file__).parents[2]
 
 
+def test_what_did_not_reach_the_disk_replaces_nothing(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"old")
+
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="x: cannot be written"):
+        write_atomically(tmp_path / "x", b"new, half written")
+    assert tree(tmp_path) == {"x": b"old"}
+
+
 def test_an_output_that_cannot_be_written_is_told_by_its_own_name(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("before")

@@ -1,4 +1,4 @@
-"""The triton launchers under other default devices and dtypes. Not collected by itself; run as the other cases are."""
+"""The triton launchers under other default devices and dtypes."""
 
 import pytest
 from support.defaults_cases import CASES, DEFAULTS, check

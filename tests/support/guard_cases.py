@@ -1,5 +1,6 @@
-"""Every public operator with every tensor it takes, and tensors without memory of their own: for test_guard.py. As a
-program, for what may end in a segmentation fault: `python guard_cases.py fake` (or wrapped) prints what is wrong."""
+"""Every public operator with every tensor it takes, and tensors without memory of their own: for test_guard.py and
+test_tracing.py. As a program, for what may end in a segmentation fault: `python guard_cases.py fake` (or wrapped)
+prints what is wrong."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
@@ -131,6 +133,16 @@ def near(got: Tensor, want: Tensor, most: float = 1e-4) -> str:
         return f"shape {tuple(got.shape)}, want {tuple(want.shape)}"
     error = (got.double() - want.double()).abs().max().item()
     return "" if error <= most else f"{error} off"
+
+
+def check(got: Tensor, want: Tensor, most: float = 1e-4) -> None:
+    assert not near(got, want, most), near(got, want, most)
+
+
+MONCE = "monce_log_weight"
+every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+differentiable = {name: case for name, case in CASES.items() if case.differentiable}
+every_gradient = pytest.mark.parametrize("case", differentiable.values(), ids=differentiable)
 
 
 def _wrong_fake(case: Case) -> str:

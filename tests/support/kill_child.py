@@ -19,8 +19,8 @@ from pathlib import Path
 
 import matplotlib.figure  # noqa: F401  (before the forks)
 import numpy as np
-import torch
 from PIL import Image
+from tiny_runs import same
 
 import kernels
 from i2i.files import CHECKPOINT, read_tensors
@@ -94,14 +94,6 @@ def contents(run: Path) -> dict[str, object]:
     """By the names of its files, what a run has left."""
     files = {str(path.relative_to(run)): path for path in sorted(run.rglob("*")) if path.is_file()}
     return {n: read_tensors(p) if p.suffix in (".pt", ".pth") else p.read_bytes() for n, p in files.items()}
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def main(folder: Path, kills: int, seed: int) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 import pytest
 
 
-def taking_turns(every: int, *axes: Iterable) -> list:
-    """All combinations of the values of `axes`, for parametrize. One in `every` belongs to the default run, in such a
+def taking_turns(every: int, *given: Iterable) -> list:
+    """All combinations of the values of `given`, for parametrize. One in `every` belongs to the default run, in such a
     way that each value of an axis meets the values of the others in turn; the others are slow (pytest -m slow)."""
+    axes = [list(axis) for axis in given]
+    assert every <= max(map(len, axes)), "else a value of the longest axis would only be slow"
     cases = []
     for places in itertools.product(*(list(enumerate(axis)) for axis in axes)):
         slow = sum(at for at, _ in places) % every

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks.engine import report, suite
+from benchmarks.engine import suite
 from benchmarks.engine.gate import Gate
-from benchmarks.engine.work import Contestant
 from benchmarks.ops import contrastive, contrastive_cases
 from benchmarks.ops.contrastive import SUITE
 from benchmarks.ops.contrastive_cases import EAGER, FUSED, NAMES, Case, Work, cases, products_flops, work
@@ -40,23 +39,6 @@ def test_every_contestant_computes_its_case(name, dtype):  # MoNCE's weights are
             assert result["status"] == "ok", (provider, row["label"], row["mode"], result)
             assert result["median_ms"] > 0 and result["peak_bytes"] >= 0
             assert (provider == FUSED) != ("fused_speedup" in result)
-
-
-def test_a_wrong_contestant_fails_without_a_number():
-    def wrong(case, device):
-        given = work(case, device)
-        right = given.contestants[FUSED].function
-
-        def off(*tensors):
-            return [y * 1.01 for y in right(*tensors)]
-
-        return given._replace(contestants={EAGER: given.contestants[EAGER], FUSED: Contestant(off)})
-
-    rows = list(suite.run(SUITE._replace(work=wrong), [tiny("patch_nce")], CPU, rounds=1))
-    assert all(row["providers"][FUSED]["status"] == "FAIL" for row in rows)
-    assert not any("median_ms" in row["providers"][FUSED] for row in rows)
-    summary = report.summarise(SUITE, rows)
-    assert len(summary["failures"]) == 2 and "result 0" in summary["failures"][0]["reason"]
 
 
 def test_gradients_are_judged():

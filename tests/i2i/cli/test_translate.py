@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from support.translators import small
 
+import kernels
 from i2i.cli.translate import add_arguments, run
 from i2i.errors import UsageError
 from i2i.inference import translate_files, weights
@@ -22,6 +23,12 @@ def picture(path, size=(24, 20), mode="RGB", seed=0):
     pixels = np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
     Image.fromarray(pixels.squeeze()).save(path)
     return pixels
+
+
+def test_an_implementation_that_cannot_run_is_no_fault_of_the_network(tmp_path):
+    picture(tmp_path / "in/0.png")
+    with pytest.raises(kernels.BackendUnavailable, match="impl='cuda' cannot run"):
+        command(tmp_path, small(), "--impl", "cuda")
 
 
 def test_a_missing_encoder_of_16_bits_is_told_first(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 """Folders as they come, built at random: every picture in them is found and right, whatever else lies there is told of,
-or one sentence says what cannot be used. A long run by hand: `python tests/i2i/test_data_fuzz.py 2000`."""
+or one sentence says what cannot be used. A long run by hand: `python tests/i2i/data/test_fuzz.py 2000`."""
 
 import argparse
 import io

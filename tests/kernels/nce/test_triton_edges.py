@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.nce_edges import BATCHES, CASES, FORMS, hold, hold_empty
 from support.triton_numerics import DEVICE
+from support.turns import taking_turns
 
 pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobody wrote is NaN
 
@@ -13,21 +14,13 @@ pytestmark = pytest.mark.usefixtures("poisoned")  # of conftest.py: memory nobod
 SOME = [case for case in CASES if case.startswith("all") or case.startswith("infinite log")]
 
 
-HARD = [(c, torch.float32) for c in CASES] + [(c, d) for c in SOME for d in (torch.bfloat16, torch.float16)]
+HARD = [*((c, torch.float32) for c in CASES), *((c, d) for c in SOME for d in (torch.bfloat16, torch.float16))]
 
 
-@pytest.mark.parametrize("at", range(len(HARD)), ids=lambda at: f"{HARD[at][0]}-{HARD[at][1]}")
-def test_hard_numbers(at):
-    """Each in one form of the negatives, which take turns: all three take three minutes of a core."""
-    case, dtype = HARD[at]
-    hold("triton", list(FORMS)[at % len(FORMS)], case, dtype, DEVICE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case, dtype", HARD)
-@pytest.mark.parametrize("form", FORMS)
-def test_hard_numbers_in_every_form(form, case, dtype):
-    hold("triton", form, case, dtype, DEVICE)
+@pytest.mark.parametrize("form, hard", taking_turns(len(FORMS), FORMS, HARD))
+def test_hard_numbers(form, hard):
+    """Each in one form of the negatives by default: all three take three minutes of a core."""
+    hold("triton", form, *hard, DEVICE)
 
 
 @pytest.mark.parametrize("batches", BATCHES, ids=str)
