@@ -86,8 +86,9 @@ class Config:
     }
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for name, value in asdict(self).items():
-            setattr(self, name, convert(name, value, get_type_hints(type(self))[name]))
+            setattr(self, name, convert(name, value, hints[name]))
         self.at_least(1, "load_size", "crop_size", "batch_size", "input_nc", "output_nc")
         self.at_least(1, "save_every", "sample_every", "keep_every", "lr_decay_iters")
         self.at_least(0, "steps", "seed", "n_epochs", "n_epochs_decay", "max_dataset_size", "num_threads")

@@ -115,7 +115,7 @@ _chosen: dict[tuple, str] = {}
 
 
 # A constant to torch.compile, which runs this while it traces: inside are a build, files and the environment.
-@torch.compiler.assume_constant_result
+@_guard.constant_to_compile
 def _resolve(impl: str, device: torch.device, dtype: torch.dtype) -> str:
     key = (impl, device, dtype)
     found = _chosen.get(key)
@@ -124,7 +124,7 @@ def _resolve(impl: str, device: torch.device, dtype: torch.dtype) -> str:
     return found
 
 
-@torch.compiler.assume_constant_result
+@_guard.constant_to_compile
 def _without_addresses(impl: str, why: str) -> str:
     name, asked = _named(impl)
     if name not in ("auto", "reference"):

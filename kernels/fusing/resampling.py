@@ -9,6 +9,7 @@ from torch import nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from kernels._checks import FLOATING
+from kernels._guard import constant_to_compile
 from kernels.fusing.classes import Derived, derive, untouched
 from kernels.resample import BlurDownsample, BlurUpsample, ReflectionPad2d, blur_downsample, blur_upsample
 from kernels.resample.spec import binomial
@@ -98,7 +99,7 @@ class _FusedBlur(Derived):
 _HARMLESS = ("training", "impl", "fuse_report", "_is_full_backward_hook", "_compiled_call_impl")
 
 
-@torch.compiler.assume_constant_result
+@constant_to_compile
 def _holds(filt: torch.Tensor, up: bool, size: int) -> bool:
     """Whether these are the numbers of the published filter, in the filter's own dtype."""
     row = binomial(size).to(filt)

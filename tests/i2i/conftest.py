@@ -6,6 +6,18 @@ import torch
 from PIL import Image
 
 
+@pytest.fixture(autouse=True)
+def no_plot_of_losses(request, monkeypatch):
+    """Matplotlib takes longer for one plot than these tiny runs for their steps. `plots` asks for the real one."""
+    if "plots" not in request.fixturenames:
+        monkeypatch.setattr("i2i.training.loop.plot_losses", lambda table, path: path.write_bytes(b""))
+
+
+@pytest.fixture
+def plots():
+    """Losses are plotted as users see them."""
+
+
 @pytest.fixture
 def one_thread():
     """Sums over threads depend on how many there are; the promise of equal losses is for one number of them."""

@@ -87,12 +87,16 @@ def test_loss_curves_agree_as_well_as_those_of_two_reference_runs():
     assert sum(distances) / 2 <= 1.6 * chance  # 0.89 to 1.22 times for six seeds
 
 
-def test_command_line(tmp_path, capsys):
-    skipped = [f"--skip={name}" for name in CONTESTANTS if name not in (OURS, PUBLISHED, CAREFUL)]
+def test_command_line(tmp_path, monkeypatch, capsys):
+    """With a contestant that dies, which costs its own row."""
+    monkeypatch.setitem(CONTESTANTS, "gone", CONTESTANTS[OURS])
+    skipped = [f"--skip={name}" for name in CONTESTANTS if name not in (OURS, PUBLISHED, "gone")]
     assert steps.main(["--size", "64", "--rounds", "2", "--output", str(tmp_path), *skipped], SMALL) == 0
     result = json.loads((tmp_path / "step.json").read_text())
     rows = {row["name"]: row for row in result["rows"]}
-    assert list(rows) == [OURS, PUBLISHED, CAREFUL]
+    assert rows.keys() == {OURS, PUBLISHED, "gone"}
+    gone = rows.pop("gone")
+    assert gone["status"] == "error" and "KeyError: 'gone'" in gone["reason"] and not gone["samples_s"]
     for row in rows.values():
         assert row["status"] == "ok" and len(row["samples_s"]) == 2 and row["peak_bytes"] > 2**27
         assert 0 < row["outside_convolutions"] < 1
@@ -129,14 +133,6 @@ def test_wrong_gradients_and_losses_are_named(tmp_path):
     assert rows["careful Python"]["status"] == rows[PUBLISHED]["status"] == "ok"
 
 
-def test_a_contestant_that_dies_costs_its_own_row(tmp_path, monkeypatch):
-    monkeypatch.setitem(CONTESTANTS, "gone", CONTESTANTS[OURS])
-    chosen = steps.contestants(["gone", PUBLISHED], 64, SMALL)
-    rows, interrupted = turns.measure(chosen, PUBLISHED, 1, CPU, Progress(8))
-    assert not interrupted and rows["gone"]["status"] == "error" and "KeyError: 'gone'" in rows["gone"]["reason"]
-    assert rows[PUBLISHED]["status"] == "ok" and len(rows[PUBLISHED]["samples_s"]) == 1
-
-
 def test_nothing_passes_without_the_published_form(tmp_path):
     rows = {
         PUBLISHED: row(PUBLISHED, {}, torch.ones(1), tmp_path),
@@ -149,15 +145,23 @@ def test_nothing_passes_without_the_published_form(tmp_path):
 
 
 def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    """After the first step of the first contestant; the processes are ended."""
+    asked = []
 
-    monkeypatch.setattr(turns, "judge", interrupt)
+    def interrupted(process, *command):
+        asked.append(process.process)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return {"first_step_s": 1.5, "losses": {}}
+
+    monkeypatch.setattr(turns.Process, "__call__", interrupted)
     skipped = [f"--skip={name}" for name in CONTESTANTS if name not in (OURS, PUBLISHED)]
     assert steps.main(["--size", "64", "--output", str(tmp_path), *skipped], SMALL) == 130
     assert "interrupted" in capsys.readouterr().err
-    assert json.loads((tmp_path / "step.json").read_text())["interrupted"]
+    result = json.loads((tmp_path / "step.json").read_text())
+    assert result["interrupted"] and result["rows"][0]["first_step_s"] == 1.5
     assert "interrupted" in (tmp_path / "step.md").read_text()
+    assert len(asked) == 2 and all(process.poll() is not None for process in asked)
 
 
 def test_losses_are_shown():

@@ -1,5 +1,6 @@
 """The table of all methods: what is measured of each, the gate, the report."""
 
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import torch
 
 from benchmarks import zoo
 from benchmarks.engine.work import FUSED
-from benchmarks.systems import zoo_report
+from benchmarks.systems import turns, zoo_report
+from benchmarks.systems.child import Child
 from benchmarks.systems.stock_cut import CAREFUL, PUBLISHED, StockCUT
 from benchmarks.systems.zoo_report import PLAIN
 from i2i.methods import METHODS
@@ -64,7 +66,22 @@ def test_a_turn_begins_where_the_generators_are_updated_next(monkeypatch):
     assert model.config.num_patches == 8 and [x.shape for x in batch] == [(2, 3, 32, 32)] * 2
 
 
-def test_command_line(tmp_path, capsys):
+class Here:
+    """A contestant in this process, where test_steps.py has one of its own."""
+
+    def __init__(self, contestant, device, log):
+        module = importlib.import_module(contestant.module)
+        self.child = Child(*module.contestant(str(device), **json.loads(json.dumps(contestant.arguments))))
+
+    def __call__(self, command, *given):
+        return json.loads(json.dumps(getattr(self.child, command)(*given)))
+
+    def close(self):
+        pass
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(turns, "Process", Here)
     arguments = ["--methods", "fastcut", "--rounds", "2", "--output", str(tmp_path)]
     assert zoo.main(arguments, {"fastcut": TINY}) == 0
     result = json.loads((tmp_path / "zoo.json").read_text())

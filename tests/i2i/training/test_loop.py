@@ -20,7 +20,7 @@ from i2i.training.loop import train
 from i2i.training.schedule import Schedule
 
 
-def test_what_a_run_on_folders_writes(folders, tmp_path, capsys):
+def test_what_a_run_on_folders_writes(folders, tmp_path, capsys, plots):
     output = tmp_path / "run"
     assert main([*arguments(output=output, steps=6, load_size=36), "--data", str(folders)]) == 0
     table = losses(output)
@@ -31,6 +31,7 @@ def test_what_a_run_on_folders_writes(folders, tmp_path, capsys):
     assert {p.name for p in output.iterdir()} == files | weights
     assert [p.name for p in sorted((output / "pictures").iterdir())] == ["step_0000004.png", "step_0000006.png"]
     assert Image.open(output / "pictures" / "step_0000006.png").width > 2 * 32
+    assert Image.open(output / "losses.png").width > 500
     state = checkpoint.read(output)
     assert state["step"] == 6 and checkpoint.config(state).data == (str(folders),)
     networks = state["networks"]
@@ -81,9 +82,33 @@ def test_same_seed_same_losses_other_seed_others(tmp_path, one_thread):
     assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
 
 
+def check_stopped(run, out):
+    """What a run has left and said that a signal ended."""
+    state = checkpoint.read(run)
+    assert f"stopped after step {state['step']}; go on with: i2i train --resume {run}" in out
+    assert losses(run)[-1][0] == str(state["step"])
+    model = CUT(checkpoint.config(state))
+    assert checkpoint.restore(state, model, Schedule(model.optimizers, model.config)) == state["step"] >= 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_ends(tmp_path, number):
-    run = tmp_path / "run"
+def test_a_signal_saves_and_ends(tmp_path, number, monkeypatch, capsys):
+    run, step = tmp_path / "run", CUT.step
+
+    def interrupted(self, *images):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 5:
+            signal.raise_signal(number)
+        return step(self, *images)
+
+    monkeypatch.setattr(CUT, "step", interrupted)
+    assert main(arguments(output=run, steps=100_000)) == 128 + number
+    assert checkpoint.read(run)["step"] == 5
+    check_stopped(run, capsys.readouterr().out)
+
+
+def test_a_signal_from_outside_saves_and_ends(tmp_path):
+    run, number = tmp_path / "run", signal.SIGTERM
     command = [sys.executable, "-m", "i2i", *arguments(output=run, steps=100_000)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -99,11 +124,7 @@ def test_a_signal_saves_and_ends(tmp_path, number):
         process.kill()
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
-    state = checkpoint.read(run)
-    assert f"stopped after step {state['step']}; go on with: i2i train --resume {run}" in out
-    assert losses(run)[-1][0] == str(state["step"])
-    model = CUT(checkpoint.config(state))
-    assert checkpoint.restore(state, model, Schedule(model.optimizers, model.config)) == state["step"] >= 4
+    check_stopped(run, out)
 
 
 def test_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):

@@ -22,12 +22,40 @@ from i2i.training.resuming import check_data, facts, named
 SMALL = TINY | {"load_size": 36, "n_epochs": 1, "n_epochs_decay": 3, "ema": 0.9}  # three images: four epochs, 12 steps
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """trained(data, steps): a run of so many steps (0: all 12) on those pictures. Trained once for all tests: a run knows where its
+    pictures are by its settings alone."""
+    runs = {}
+
+    def of(data, steps):
+        if steps not in runs:
+            runs[steps] = tmp_path_factory.mktemp("trained") / "run"
+            train("cut", CUTConfig(**SMALL | {"data": (str(data),), "steps": steps}), runs[steps])
+        return runs[steps]
+
+    return of
+
+
+def put(run, place, data):
+    """A copy of a run at this place, trained on `data`."""
+    shutil.copytree(run, place)
+    state = checkpoint.read(place)
+    state["config"]["data"] = (str(data),)
+    torch.save(state, place / "checkpoint.pt")
+    return place
+
+
 @pytest.fixture
-def begun(folders, tmp_path, one_thread):
+def begun(trained, folders, tmp_path, one_thread):
     """A run of which 8 of 12 steps are done."""
-    run = tmp_path / "run"
-    train("cut", CUTConfig(**SMALL | {"data": (str(folders),), "steps": 8}), run)
-    return run
+    return put(trained(folders, 8), tmp_path / "run", folders)
+
+
+@pytest.fixture
+def whole(trained, folders, tmp_path, one_thread):
+    """The same run, unbroken."""
+    return put(trained(folders, 0), tmp_path / "whole", folders)
 
 
 def without_facts(run):
@@ -78,9 +106,7 @@ def test_an_old_checkpoint_counts_its_epochs(begun, folders, capsys, how):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_moved_pictures_go_on_exactly(begun, folders, tmp_path, old):
-    whole = tmp_path / "whole"
-    train("cut", CUTConfig(**SMALL | {"data": (str(folders),)}), whole)
+def test_moved_pictures_go_on_exactly(begun, whole, folders, tmp_path, old):
     if old:
         without_facts(begun)
     moved = tmp_path / "elsewhere"
@@ -139,9 +165,7 @@ def test_another_version_is_said_or_refused(begun, capsys):
     assert "made by another version of i2i, which has other settings: unknown option: of_tomorrow" in message
 
 
-def test_leftovers_of_a_killed_run_are_cleared(begun, folders, tmp_path):
-    whole = tmp_path / "whole"
-    train("cut", CUTConfig(**SMALL | {"data": (str(folders),)}), whole)
+def test_leftovers_of_a_killed_run_are_cleared(begun, whole):
     with open(begun / "losses.csv", "ab") as file:
         file.write(b"9" + b",1" * 6 + b"\r\n10,1,1")  # after the checkpoint, and broken off
     half = (begun / "checkpoint.pt").read_bytes()[:1000]
