@@ -14,6 +14,16 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """forked(code, cwd, **environment): what `python -c code` would do, without its import of torch."""
+    from support.forks import Forks
+
+    forks = Forks(tmp_path_factory.mktemp("forked"))
+    yield forks.run
+    forks.close()
+
+
 # `make check` runs what is not long: operators against the oracle, arguments, data, options, networks.
 TESTS = Path(__file__).parent
 QUICK = tuple(TESTS / folder for folder in ("kernels", "i2i/data", "i2i/networks", "i2i/cli"))

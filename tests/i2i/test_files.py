@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +45,7 @@ def test_an_output_that_cannot_be_written_is_told_by_its_own_name(tmp_path):
     assert caught.value.errno == errno.ENOSPC and tree(tmp_path) == {"file": b"before"}
 
 
-def test_torchs_own_writer_on_a_full_disk(tmp_path):
+def test_torchs_own_writer_on_a_full_disk(tmp_path, forked):
     """Which raises a RuntimeError that says nothing."""
     torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
     before = (tmp_path / "x.pth").read_bytes()
@@ -60,8 +58,7 @@ def test_torchs_own_writer_on_a_full_disk(tmp_path):
         "except OSError as error:\n"
         "    print(error)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = forked(code, tmp_path)
     assert done.stdout.startswith("x.pth: cannot be written (") and done.stdout.count("\n") == 1, done.stderr
     assert "the file that was there is unchanged" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"] and (tmp_path / "x.pth").read_bytes() == before

@@ -1,9 +1,6 @@
 """What may import what in i2i, and that loading weights imports little."""
 
 import ast
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,13 +73,9 @@ print(*names)
 """
 
 
-def test_loading_weights_imports_neither_systems_nor_trainer(tmp_path):
+def test_loading_weights_imports_neither_systems_nor_trainer(tmp_path, forked):
     torch.save(ResnetGenerator(ngf=2, n_blocks=1).state_dict(), tmp_path / "latest_net_G.pth")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    names = done.stdout.split()
+    names = forked(LOAD, tmp_path).stdout.split()
     assert "i2i.inference.weights" in names and "i2i.networks.resnet" in names
     heavy = ("i2i.methods", "i2i.training", "i2i.cli", "matplotlib", "yaml")
     assert not [name for name in names if name.startswith(heavy)]

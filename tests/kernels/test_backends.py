@@ -1,8 +1,6 @@
 """Which implementation runs, and what is said when one cannot: no compiler, a failing one, forced choices."""
 
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -15,11 +13,9 @@ from kernels import _native
 ROOT = Path(__file__).parents[2]
 
 
-def python(code, **environment):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, timeout=300
-    )
+@pytest.fixture
+def python(forked):
+    return lambda code, **environment: forked(textwrap.dedent(code), **environment)
 
 
 USE = """
@@ -38,7 +34,7 @@ USE = """
 """
 
 
-def test_without_a_compiler_the_reference_runs_and_says_so_once(tmp_path):
+def test_without_a_compiler_the_reference_runs_and_says_so_once(tmp_path, python):
     done = python(USE, KERNELS_CACHE=str(tmp_path), CXX="no-such-compiler")
     assert done.returncode == 0, done.stderr
     assert "(2, 3, 10, 10) 1" in done.stdout
@@ -46,7 +42,7 @@ def test_without_a_compiler_the_reference_runs_and_says_so_once(tmp_path):
     assert "raised: impl='cpu' cannot run: CXX='no-such-compiler'" in done.stdout
 
 
-def test_a_failed_build_is_remembered(tmp_path):
+def test_a_failed_build_is_remembered(tmp_path, python):
     compiler = tmp_path / "broken-c++"
     compiler.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && { echo broken 1.0; exit 0; }\n'
@@ -65,7 +61,7 @@ def test_a_failed_build_is_remembered(tmp_path):
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
-def test_an_unwritable_cache_is_a_reason_and_not_a_crash(tmp_path):
+def test_an_unwritable_cache_is_a_reason_and_not_a_crash(tmp_path, python):
     (tmp_path / "file").write_text("")
     done = python(USE, KERNELS_CACHE=str(tmp_path / "file"))
     assert done.returncode == 0, done.stderr
@@ -74,7 +70,7 @@ def test_an_unwritable_cache_is_a_reason_and_not_a_crash(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_build_from_nothing_works_and_takes_under_a_minute(tmp_path):
+def test_a_build_from_nothing_works_and_takes_under_a_minute(tmp_path, python):
     done = python(USE, KERNELS_CACHE=str(tmp_path))
     assert "cpu        active" in done.stdout, done.stdout + done.stderr
     seconds = float(done.stderr.split("...")[1].split(" s")[0])
@@ -83,7 +79,7 @@ def test_a_build_from_nothing_works_and_takes_under_a_minute(tmp_path):
     assert "compiling" not in again.stderr
 
 
-def test_forced_implementation():
+def test_forced_implementation(python):
     code = """
         import torch, kernels
         x = torch.randn(2, 3, 9, 9)
@@ -98,7 +94,7 @@ def test_forced_implementation():
     assert "KERNELS_IMPL: got 'quick'" in done.stderr
 
 
-def test_forced_instruction_set(tmp_path):
+def test_forced_instruction_set(tmp_path, python):
     code = "import kernels; print(kernels.backend_report())"
     assert "active, baseline" in python(code, KERNELS_CPU_ISA="baseline").stdout
     # an operator refuses before a build, the report says why and ends well
@@ -110,7 +106,7 @@ def test_forced_instruction_set(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_import_needs_neither_triton_nor_a_build(tmp_path):
+def test_import_needs_neither_triton_nor_a_build(tmp_path, python):
     code = """
         import sys
         sys.modules["triton"] = None
@@ -125,7 +121,7 @@ def test_import_needs_neither_triton_nor_a_build(tmp_path):
     assert not list(tmp_path.iterdir()), "importing built something"
 
 
-def test_the_namesake_on_pypi_is_named(tmp_path):
+def test_the_namesake_on_pypi_is_named(tmp_path, python):
     info = tmp_path / "kernels-0.9.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.9\n")
@@ -141,7 +137,7 @@ def test_report_on_this_machine():
     assert f"cpu        active, {_native.selected_isa()}" in report
 
 
-def test_torchs_thread_count_is_respected():
+def test_torchs_thread_count_is_respected(python):
     """The kernels run on torch's pool: with one thread, the time of this thread is all there is."""
     code = """
         import time, torch, kernels

@@ -4,8 +4,6 @@ calls is in test_tracing.py."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,18 +36,19 @@ def moved(case: Case) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["fake", "wrapped"])
-def test_tensors_without_memory_take_the_reference(kind):
+def test_tensors_without_memory_take_the_reference(kind, forked):
     """In a process of its own: without the guard it dies of a segmentation fault."""
     program = Path(__file__).parents[1] / "support/guard_cases.py"
-    done = subprocess.run([sys.executable, program, kind], capture_output=True, text=True)
+    code = f"import runpy, sys; sys.argv[1:] = [{kind!r}]; runpy.run_path({str(program)!r}, run_name='__main__')"
+    done = forked(code)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
 DTENSOR = """
-import sys, torch, kernels
+import os, torch, kernels
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+torch.distributed.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=0, world_size=1)
 x = torch.randn(2, 3, 6, 7)
 d = distribute_tensor(x, init_device_mesh("cpu", (1,)), [Shard(0)])
 torch.testing.assert_close(kernels.instance_norm(d).full_tensor(), kernels.instance_norm(x))
@@ -61,8 +60,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_dtensor(tmp_path):
-    done = subprocess.run([sys.executable, "-c", DTENSOR, tmp_path / "store"], capture_output=True, text=True)
+def test_dtensor(tmp_path, forked):
+    done = forked(DTENSOR, STORE=str(tmp_path / "store"))
     assert done.returncode == 0, done.stderr
     assert "impl='cpu' cannot run: x is a DTensor and has no memory of its own" in done.stdout
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from benchmarks import steps
-from benchmarks.engine.progress import Progress
 from benchmarks.systems import step_report, turns
-from benchmarks.systems.stock_cut import CAREFUL, CONTESTANTS, OURS, PUBLISHED, StockCUT, Style
+from benchmarks.systems.stock_cut import CONTESTANTS, OURS, PUBLISHED, StockCUT, Style
 from i2i.methods.cut import CUT, CUTConfig
 from i2i.methods.fastcut import FastCUTConfig
 

@@ -223,10 +223,7 @@ def test_default_output_is_a_new_folder_each_time(tmp_path, monkeypatch, capsys)
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["cut-1", "cut-2"]
 
 
-def test_another_package_named_kernels_is_called_by_its_name(tmp_path):
+def test_another_package_named_kernels_is_called_by_its_name(tmp_path, forked):
     (tmp_path / "kernels.py").write_text("")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-c", "import i2i"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = forked("import i2i", tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert f"ImportError: {tmp_path / 'kernels.py'} is another package named `kernels`" in done.stderr

@@ -1,9 +1,6 @@
 """The public functions: arguments, autograd to second order, torch.compile, autocast, choice of implementation."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -172,9 +169,9 @@ torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")
 
 
 @pytest.mark.parametrize("code", [COLD_MODEL, COLD_FUNCTION], ids=["fused model", "named implementation"])
-def test_compiles_before_anything_ran_eagerly(code):
+def test_compiles_before_anything_ran_eagerly(code, forked):
     """The choice of implementation, with its build and its files, must not be traced."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    done = forked(code)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,9 +2,6 @@
 torch's refusal. Never a wrong gradient, never a leaf changed behind autograd's back."""
 
 import ctypes
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -222,11 +219,9 @@ for build in (cases.relu_on_the_map, cases.relu_on_what_was_given, cases.a_part)
 """
 
 
-def test_compiled_code_refuses_or_is_right():
+def test_compiled_code_refuses_or_is_right(forked):
     """In a process of its own: after a refusal torch calls Python differently, and gradients count as shared."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED], cwd=Path(__file__).parents[3], capture_output=True, text=True
-    )
+    done = forked(COMPILED)
     assert done.returncode == 0, done.stderr
 
 
