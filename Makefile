@@ -7,16 +7,18 @@ BASE ?= python3
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 TORCH ?= torch==2.13.0
+# Not compiled to bytecode: most modules of the packages are never imported, and Python compiles those that are.
+PIP = $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
-.PHONY: demo check test lint types install bench
+.PHONY: demo check test lint types build install bench
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py pyproject.toml
 	test -x $(PYTHON) || $(BASE) -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check setuptools wheel $(TORCH)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[test,bench,samples,dev]"
+	$(PIP) "setuptools>=77" wheel
+	$(PIP) --no-build-isolation $(TORCH) -e ".[test,bench,samples,dev]"
 	touch $@
 
 demo: install
@@ -30,10 +32,14 @@ lint: install
 types: install
 	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
+build: install
+	$(PYTHON) -c "import kernels; print(kernels.backend_report())"
+
 check: lint types
 	KERNELS_TEST_ISA=best $(PYTEST) -n 2 -m "not long and not slow and not triton" --at-least 2500
 
-test: lint types
+test: install
+	$(MAKE) -j 3 lint types build
 	$(PYTEST) -n 3 --dist worksteal --durations 30 -m "not slow and not triton" --at-least 3800
 	TRITON_INTERPRET=1 $(PYTEST) -n 2 --dist worksteal --durations 10 -m "triton and not slow" --at-least 600 tests/kernels
 

@@ -3,6 +3,7 @@ import importlib.util
 import pytest
 import torch
 from support.numerics import LEVELS
+from support.turns import covering
 from torch.utils._device import _device_constructors
 
 from kernels import _native, backends
@@ -38,6 +39,29 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=why))
         elif not backends.interpreting():
             item.add_marker("gpu")
+    if backends.interpreting():
+        leave_to_slow(cases)
+
+
+def leave_to_slow(cases):
+    """In the interpreter a case takes a second, and CUDA's kernels meet the same ones: the default run takes so many of
+    each test that every value of every parameter is met, -m slow the others."""
+    tests = {}
+    for item in cases:
+        if not item.get_closest_marker("slow"):
+            tests.setdefault((item.path, item.originalname), {})[item] = values_of(item)
+    for of_one_test in tests.values():
+        for item in of_one_test.keys() - set(covering(of_one_test)):
+            item.add_marker("slow")
+
+
+def values_of(item):
+    """The values of a case's parameters; of a tuple of words and dtypes each, of one of numbers (a shape) the whole."""
+    found = {()}  # of a test without parameters
+    for name, value in (item.callspec.params if hasattr(item, "callspec") else {}).items():
+        several = isinstance(value, tuple) and not all(isinstance(part, int) for part in value)
+        found |= {(name, at, repr(part)) for at, part in enumerate(value if several else [value])}
+    return found
 
 
 @pytest.fixture(params=LEVELS or ["no native build"])

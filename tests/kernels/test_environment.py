@@ -1,7 +1,6 @@
 """Odd environments, each in a process of its own: one reason, the reference, no traceback and no death by a signal."""
 
 import importlib.metadata
-import json
 import os
 import shutil
 import signal
@@ -20,7 +19,8 @@ from kernels._cache import LIBRARY, RECORD
 
 ROOT = Path(__file__).parents[2]
 
-# Importing torch takes seconds: one process does it, and each case is a fork that changes its environment first.
+# Importing torch and this library takes seconds: one process does it, and each case is a fork of it that changes its
+# environment first.
 FORKS = """
     import json, os, sys, warnings
     import torch, kernels
@@ -41,13 +41,13 @@ FORKS = """
             print("raised", error)
         backends.main()
 
-    for number, case in enumerate(json.loads(sys.argv[1])):
+    for number, case in enumerate(CASES):
         sys.stdout.flush()
         child = os.fork()
         if not child:
             code = 1
             try:
-                out = os.open(f"{sys.argv[2]}/{number}", os.O_WRONLY | os.O_CREAT)
+                out = os.open(f"{FOLDER}/{number}", os.O_WRONLY | os.O_CREAT)
                 os.dup2(out, 1), os.dup2(out, 2)
                 exec(case.pop("first", ""))
                 for name, value in case.items():
@@ -66,16 +66,10 @@ FORKS = """
 """
 
 
-def in_forks(folder, cases):
+def in_forks(forked, folder, cases):
     """What each case printed. A case: environment variables (None takes one away), and `first`, code to run before."""
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FORKS), json.dumps(cases), str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=300,
-    )
+    done = forked(f"CASES, FOLDER = {cases!r}, {str(folder)!r}\n{textwrap.dedent(FORKS)}")
     assert done.returncode == 0, done.stderr
     said = [(folder / str(number)).read_text() for number in range(len(cases))]
     assert done.stdout.split() == ["0"] * len(cases), "\n".join(said)
@@ -97,7 +91,7 @@ def cache(tmp_path):
     return folder
 
 
-def test_every_odd_environment_is_one_reason_and_the_reference(tmp_path, cache):
+def test_every_odd_environment_is_one_reason_and_the_reference(tmp_path, cache, forked):
     full = 'import tempfile, errno; tempfile.mkdtemp = lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))'
     nobody = 'import pwd; pwd.getpwuid = lambda uid: {}["no entry"]'
     (tmp_path / "file").write_text("")
@@ -138,7 +132,7 @@ def test_every_odd_environment_is_one_reason_and_the_reference(tmp_path, cache):
         f"kernels.instance_norm(torch.ones(1, 2, 4, 4)); shutil.rmtree({lost!r})"
     }
     reasons = list(cases)
-    *odd, good, gone = in_forks(tmp_path / "out", [*cases.values(), served, removed])
+    *odd, good, gone = in_forks(forked, tmp_path / "out", [*cases.values(), served, removed])
     for said in (good, gone):
         assert "active" in said and "ran on cpu" in said and "warned" not in said and total(said) == total(good)
     assert lost in gone
@@ -151,7 +145,7 @@ def test_every_odd_environment_is_one_reason_and_the_reference(tmp_path, cache):
         assert "Traceback" not in said
 
 
-def test_a_triton_that_does_not_import_is_a_reason(tmp_path):
+def test_a_triton_that_does_not_import_is_a_reason(tmp_path, forked):
     forget = "[sys.modules.pop(name) for name in list(sys.modules) if name.split('.')[0] == 'triton']\n"
 
     def fake(name, *lines):
@@ -174,7 +168,9 @@ def test_a_triton_that_does_not_import_is_a_reason(tmp_path):
     }
     (tmp_path / "f" / "triton" / "language.py").write_text("")
     environment = {"TRITON_INTERPRET": None, "KERNELS_IMPL": "reference"}
-    for want, said in zip(cases, in_forks(tmp_path / "out", [{"first": c, **environment} for c in cases.values()])):
+    for want, said in zip(
+        cases, in_forks(forked, tmp_path / "out", [{"first": c, **environment} for c in cases.values()])
+    ):
         assert f"triton     unavailable: {want}" in said
 
 

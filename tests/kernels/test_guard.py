@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from support.guard_cases import CASES, MONCE, NO_IMPL, Case, Wrapped, check, every, every_gradient
+from support.turns import taking_turns
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
@@ -190,7 +191,10 @@ def test_batched_second_derivatives(case):
     check(torch.func.hessian(of)(tensors[0]), want, 1e-3 * want.abs().max().item() + 1e-3)
 
 
-@pytest.mark.parametrize("name", ["instance_norm", "patch_nce_loss", "sinkhorn", "tap_patches", "blur_downsample"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sinkhorn", "blur_downsample")]
+
+
+@pytest.mark.parametrize("name", ["instance_norm", "patch_nce_loss", "tap_patches", *SLOW])
 def test_transforms_inside_torch_compile(name):
     """Fused operators are opaque to them: they gave wrong numbers in silence."""
     case = CASES[name]
@@ -303,9 +307,9 @@ SYMBOLIC = {
 }
 
 
-@pytest.mark.parametrize("dynamic", [True, None])
-@pytest.mark.parametrize("of", SYMBOLIC.values(), ids=SYMBOLIC)
-def test_options_become_symbolic(of, dynamic):
+@pytest.mark.parametrize("name, dynamic", taking_turns(2, SYMBOLIC, [True, None]))
+def test_options_become_symbolic(name, dynamic):
+    of = SYMBOLIC[name]
     torch._dynamo.reset()
     compiled = torch.compile(of, fullgraph=True, backend="eager", dynamic=dynamic)
     x = torch.randn(1, 4, 9, 10)

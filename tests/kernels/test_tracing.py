@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from support.guard_cases import CASES, MONCE, Case, check, every, every_gradient
+from support.turns import taking_turns
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -49,9 +50,12 @@ def test_jit_trace(case, grad_mode):
         check(traced(*other), case.run("auto", *other))
 
 
-@every
-@pytest.mark.parametrize("options", [{}, {"pre_dispatch": True}, {"tracing_mode": "symbolic"}], ids=str)
-def test_make_fx(case, options):
+FX = [{}, {"pre_dispatch": True}, {"tracing_mode": "symbolic"}]
+
+
+@pytest.mark.parametrize("name, options", taking_turns(3, CASES, FX), ids=str)
+def test_make_fx(name, options):
+    case = CASES[name]
     other = case.tensors(1)
     graph = make_fx(lambda *t: case.run("auto", *t), **options)(*case.tensors())
     assert "fused_i2i" not in graph.code
@@ -69,7 +73,8 @@ def test_make_fx_of_a_backward(case):
         check(got, want, 1e-3)
 
 
-@pytest.mark.parametrize("strict", [True, False])
+# Strict or not is how torch finds the graph, sizes are what is in it: each of both by default.
+@pytest.mark.parametrize("strict", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_torch_export(strict):
     module, tensors, other = together(list(CASES))
     graph = torch.export.export(module, tuple(tensors), strict=strict)
@@ -78,7 +83,7 @@ def test_torch_export(strict):
         check(got, want)
 
 
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_torch_export_of_any_size(strict):
     names = list(CASES)
     module, tensors, _ = together(names)

@@ -33,10 +33,10 @@ LONGEST = 1.2  # seconds until a kill at any moment: the children's start and so
 
 
 def settings(data: Path) -> CUTConfig:
-    """24 steps in 8 epochs, of which half have a falling rate; a checkpoint after each, since writing is to be hit."""
+    """18 steps in 6 epochs, of which half have a falling rate; a checkpoint after each, since writing is to be hit."""
     return CUTConfig(
         **{"data": (str(data),), "load_size": 36, "crop_size": 32, "generator": "resnet_5blocks"},
-        **{"ngf": 2, "ndf": 2, "num_patches": 4, "feature_width": 8, "ema": 0.9, "n_epochs": 4, "n_epochs_decay": 4},
+        **{"ngf": 2, "ndf": 2, "num_patches": 4, "feature_width": 8, "ema": 0.9, "n_epochs": 3, "n_epochs_decay": 3},
         **{"save_every": 1, "sample_every": 7, "keep_every": 4},
     )
 

@@ -85,6 +85,10 @@ def assembler() -> str:
     return path if os.access(path, os.X_OK) else ""
 
 
+# Triton is the second implementation there, so one generation stands for all by default.
+every_generation = pytest.mark.parametrize(
+    "capability", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 100))]
+)
 needs_assembler = pytest.mark.skipif(
     not assembler(), reason="this triton has no ptxas-blackwell, which counts registers and spilled bytes"
 )

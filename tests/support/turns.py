@@ -1,11 +1,14 @@
-"""Grids of slow cases of which the default run takes a part."""
+"""Many cases of which the default run takes a part."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 
 def taking_turns(every: int, *given: Iterable) -> list:
@@ -18,3 +21,13 @@ def taking_turns(every: int, *given: Iterable) -> list:
         slow = sum(at for at, _ in places) % every
         cases.append(pytest.param(*(value for _, value in places), marks=pytest.mark.slow if slow else ()))
     return cases
+
+
+def covering(cases: Mapping[T, set]) -> list[T]:
+    """Some of the cases, given with the values that each has: so many that every value is in one of them."""
+    left, chosen = set().union(*cases.values()), []
+    while left:
+        best = max(cases, key=lambda case: len(cases[case] & left))
+        left -= cases[best]
+        chosen.append(best)
+    return chosen

@@ -13,7 +13,7 @@ CHILD = ROOT / "tests/support/kill_child.py"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_a_killed_run_goes_on_to_the_bits_of_an_unbroken_one(tmp_path, kills):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(CHILD), str(tmp_path), str(kills), "0"]

@@ -105,6 +105,7 @@ def test_resources_on_sm90(dtype):
     assert_fit(of(network_cases(dtype)), 90, SPILLED, TELLING)
 
 
+@pytest.mark.slow
 @needs_assembler
 @pytest.mark.parametrize("dtype", [FLOAT, BF16], ids=str)
 @pytest.mark.parametrize("capability", [80, 100])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.numerics import check_rule, in_layout, make, run
+from support.turns import taking_turns
 
 import kernels
 from kernels.norm.spec import INSTANCE, INSTANCE_UNBIASED, LAYER_STD, new_stats
@@ -136,9 +137,12 @@ def test_gradients_only_where_asked():
 # ---- torch.compile, opcheck ------------------------------------------------------------------------------------------
 
 
-@LAYOUTS
-@pytest.mark.parametrize("name", OPS)
-def test_compiles_in_one_graph(name, channels_last):
+# inductor, which takes seconds, once: what it makes of the operators, opaque to it, depends on neither
+@pytest.mark.parametrize(
+    "name, channels_last, backend",
+    [*((name, last, "aot_eager") for name in OPS for last in (False, True)), ("adaptive", True, "inductor")],
+)
+def test_compiles_in_one_graph(name, channels_last, backend):
     torch._dynamo.reset()
     given = {k: v.float() for k, v in make((2, 4, 8, 6), "weight", "bias", "residual").items()}
 
@@ -146,7 +150,7 @@ def test_compiles_in_one_graph(name, channels_last):
         return OPS[name](x * 1.0, weight, bias, residual) * 2.0
 
     eager = run(op, given, torch.float32, channels_last)
-    compiled = run(torch.compile(op, fullgraph=True), given, torch.float32, channels_last)
+    compiled = run(torch.compile(op, fullgraph=True, backend=backend), given, torch.float32, channels_last)
     for key, t in eager.items():
         torch.testing.assert_close(compiled[key], t)
     assert compiled["y"].stride() == eager["y"].stride()
@@ -175,8 +179,7 @@ def test_compiles_before_anything_ran_eagerly(code, forked):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype, impl", taking_turns(2, [torch.float32, torch.float64], ["auto", "reference"]), ids=str)
 def test_compiles_where_one_tensor_is_two_arguments(dtype, impl):
     torch._dynamo.reset()
     x, s = torch.randn(2, 4, 6, 6, dtype=dtype), torch.randn(2, 4, dtype=dtype)
@@ -195,18 +198,25 @@ def test_compiles_where_one_tensor_is_two_arguments(dtype, impl):
 
 def test_compiles_with_dynamic_shapes():
     torch._dynamo.reset()
-    f = torch.compile(lambda x: kernels.instance_norm(x, activation="relu", padding=1), fullgraph=True, dynamic=True)
+    f = torch.compile(
+        lambda x: kernels.instance_norm(x, activation="relu", padding=1),
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
+    )
     for size in (8, 12, 17):
         x = torch.randn(2, 3, size, size + 1)
         torch.testing.assert_close(f(x), kernels.instance_norm(x, activation="relu", padding=1))
 
 
-@LAYOUTS
-@pytest.mark.parametrize("form, padding", [(INSTANCE, 0), (INSTANCE_UNBIASED, 2), (LAYER_STD, 1)])
-def test_opcheck(form, padding, channels_last):
+@pytest.mark.parametrize(
+    "options, channels_last", taking_turns(2, [(INSTANCE, 0), (INSTANCE_UNBIASED, 2), (LAYER_STD, 1)], [False, True])
+)
+def test_opcheck(options, channels_last):
     """All four of opcheck's utilities on the registered ops (autograd lives outside them, so tensors come detached)."""
     given = {k: v.float() for k, v in make((2, 4, 8, 6), "weight", "bias", "residual").items()}
     x, residual = in_layout(given["x"], channels_last), in_layout(given["residual"], channels_last)
+    form, padding = options
     options = (form, 1e-5, 0.0, 1, 0.2, padding)
     ops = torch.ops.fused_i2i
     torch.library.opcheck(ops.norm_forward.default, (x, given["weight"], given["bias"], residual, *options))

@@ -157,6 +157,7 @@ def test_resources_on_sm90():
     assert_fits(selection(), 90)
 
 
+@pytest.mark.slow
 @needs_assembler
 @pytest.mark.parametrize("capability", [80, 100])
 def test_resources_on_other_generations(capability):

@@ -10,6 +10,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     Launch,
     assert_compile,
     assert_fit,
+    every_generation,
     key,
     needs_assembler,
     one_parser_at_a_time,
@@ -39,7 +40,7 @@ def launches(sizes: list[tuple], dtype: torch.dtype, channels_last: bool = False
 
 
 @needs_assembler
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@every_generation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resources(dtype, capability):
     found = launches(CUT, dtype, channels_last=dtype == torch.bfloat16)

@@ -19,7 +19,8 @@ X = torch.zeros(2, 4, 6, 5)
 def test_reference_is_the_published_form(case, plane):
     x = planes(case, 2, 3, *plane, torch.float64)
     torch.testing.assert_close(case.ours(x), case.published(x), rtol=1e-13, atol=1e-13)
-    x = x[1:, :2].clone().requires_grad_()  # two planes: numeric derivatives cost the square of the size
+    # numeric derivatives cost the square of the size: two planes, of the largest one
+    x = x[1:, : 1 if plane[0] > 5 else 2].clone().requires_grad_()
     assert torch.autograd.gradcheck(case.ours, x)
     assert torch.autograd.gradgradcheck(case.ours, x)
 

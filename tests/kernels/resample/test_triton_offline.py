@@ -17,6 +17,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     assert_fit,
     compile_for,
     distinct,
+    every_generation,
     key,
     needs_assembler,
     one_parser_at_a_time,
@@ -71,7 +72,7 @@ def of_both_formats(layers: list[Layer], dtype: torch.dtype) -> list[Launch]:
 
 
 @needs_assembler
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@every_generation
 @pytest.mark.parametrize("dtype", [FLOAT, BF16], ids=str)
 def test_resources(dtype, capability):
     found = distinct(of_both_formats(CUT, dtype))
@@ -80,7 +81,7 @@ def test_resources(dtype, capability):
 
 
 @needs_assembler
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@every_generation
 def test_resources_of_many_taps_and_of_large_maps(capability, monkeypatch):
     found = of_both_formats(WIDEST, FLOAT)
     monkeypatch.setattr(launch_triton, "NARROW", 0)

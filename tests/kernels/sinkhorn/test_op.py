@@ -180,8 +180,8 @@ def test_second_derivative_of_the_fused_path():
     torch.testing.assert_close(penalty(torch.float32).double(), want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference"])
-def test_compiles_in_one_graph(impl):
+@pytest.mark.parametrize("impl, backend", [("auto", "inductor"), ("reference", "aot_eager")])
+def test_compiles_in_one_graph(impl, backend):
     torch._dynamo.reset()
     x = problem(2, 16, 16, 0.5).float()
 
@@ -189,7 +189,7 @@ def test_compiles_in_one_graph(impl):
         return kernels.sinkhorn(x * 1.0, 5, impl=impl) * 2.0
 
     results = []
-    for f in (op, torch.compile(op, fullgraph=True)):
+    for f in (op, torch.compile(op, fullgraph=True, backend=backend)):
         leaf = x.clone().requires_grad_()
         y = f(leaf)
         results.append((y.detach(), torch.autograd.grad(y.square().sum(), leaf)[0]))

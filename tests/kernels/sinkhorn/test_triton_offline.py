@@ -3,7 +3,6 @@ target's shared memory and registers and spill nothing. See offline.py."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from support.offline import (  # noqa: F401 (the fixture is found by its name)
     GFX942,
@@ -11,6 +10,7 @@ from support.offline import (  # noqa: F401 (the fixture is found by its name)
     assert_compile,
     assert_fit,
     distinct,
+    every_generation,
     needs_assembler,
     one_parser_at_a_time,
     recorded,
@@ -31,7 +31,7 @@ def launches(shape: tuple[int, int, int], dtype: torch.dtype) -> list[Launch]:
 
 
 @needs_assembler
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@every_generation
 def test_resources(capability):
     cases = [(size, torch.float32) for size in SIZES] + [(SIZES[0], torch.bfloat16)]
     assert_fit(distinct(launch for case in cases for launch in launches(*case)), capability)
