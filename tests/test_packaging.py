@@ -24,6 +24,7 @@ assert fused_i2i.norm.op is kernels.norm.op and kernels.norm.op.__spec__.name ==
 x = torch.randn(2, 3, 8, 8)
 y = kernels.instance_norm(x, activation="relu", impl="cpu")
 assert torch.allclose(y, kernels.instance_norm(x, activation="relu", impl="reference"), atol=1e-6)
+assert "torch._dynamo" not in sys.modules  # torch's compiler, which takes longer to import than all else here
 print(_native.SOURCES)
 """
 

@@ -281,6 +281,16 @@ def test_torch_compile_keeps_the_fused_operators(name):
     assert "fused_i2i" in graphs[0]
 
 
+def test_constants_are_marked_as_torch_marks_them():
+    def ours():
+        pass
+
+    def torchs():
+        pass
+
+    assert vars(_guard.constant_to_compile(ours)) == vars(torch.compiler.assume_constant_result(torchs)) != {}
+
+
 def test_subclasses_inside_torch_compile():
     case = CASES["instance_norm"]
     tensors = case.tensors()
