@@ -14,6 +14,6 @@ setup(
         "kernels": ["py.typed"],
         "i2i": ["py.typed"],
         "fused_i2i": ["py.typed"],
-        "kernels._csrc": ["cpu/*.h", "cpu/*.cpp", "cpu/*/*.h", "cpu/*/*.cpp"],
+        "kernels._csrc": ["cpu/*/*.h", "cpu/*/*.cpp", "cuda/*.cpp", "cuda/*/*.h", "cuda/*/*.cuh"],
     },
 )

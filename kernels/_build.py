@@ -1,4 +1,4 @@
-"""Finds a build of the C++ CPU operators in the cache, or makes one.
+"""Finds a build of the C++ CPU operators in the cache, or makes one; likewise of what launches the CUDA kernels.
 
 The sources in csrc/cpu know no torch; one object per instruction set is compiled with that set's flags, and a small
 binding links them to torch's thread pool. The cache is keyed by what must fit when the library is loaded: sources,
@@ -24,7 +24,9 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -116,15 +118,59 @@ def _rules() -> str:
     return "\n".join(out) + "\n"
 
 
-def _key() -> str:
-    if not (SOURCES / "norm" / "norm.cpp").exists():
+def _operator_sources() -> list[Path]:
+    needed = [SOURCES / room / f"{room}.cpp" for room in ROOMS]
+    return sorted({*needed, *(p for p in SOURCES.rglob("*") if p.suffix in (".cpp", ".h"))})
+
+
+def _launcher_rules() -> str:
+    """csrc/cuda/launch.cpp, which knows neither torch nor a CUDA library."""
+    library = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ldl"]
+    flags = _words(["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-w"])
+    rule = f"rule make\n  command = $cxx {flags} $headers -shared $in -o $out {_words(library)}"
+    return f"{rule}\nbuild {LAUNCHER_LIBRARY}: make $sources/../cuda/launch.cpp\n"
+
+
+class Target(NamedTuple):
+    """What is built into one library, in folders of its own."""
+
+    library: str
+    what: str
+    prefix: str  # of its folders' names
+    rules: Callable[[], str]
+    sources: Callable[[], list[Path]]
+    depends: tuple[object, ...]  # versions that must fit when it is loaded
+
+
+_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")  # Python's version, its binary interface, the machine
+LAUNCHER_LIBRARY = "_kernels_cuda.so"
+OPERATORS = Target(
+    LIBRARY,
+    "the C++ CPU operators",
+    "",
+    lambda: _rules(),
+    _operator_sources,
+    (_SUFFIX, torch.__version__, torch.version.git_version),
+)
+LAUNCHER = Target(
+    LAUNCHER_LIBRARY,
+    "the launcher of the CUDA kernels",
+    "launcher-",
+    _launcher_rules,
+    lambda: [SOURCES.parent / "cuda" / "launch.cpp"],
+    (_SUFFIX,),
+)
+
+
+def _key(target: Target = OPERATORS) -> str:
+    sources = target.sources()
+    if not all(source.exists() for source in sources):
         raise BuildError(f"the C++ sources are not at {SOURCES}: this installation is incomplete")
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")  # Python's version, its binary interface, the machine
     digest = hashlib.sha256()
-    for text in (_rules(), sys.platform, platform.machine(), suffix, torch.__version__, torch.version.git_version):
+    for text in (target.rules(), sys.platform, platform.machine(), *target.depends):
         digest.update(str(text).encode() + b"\0")
-    for source in sorted(p for p in SOURCES.rglob("*") if p.suffix in (".cpp", ".h")):
-        digest.update(source.relative_to(SOURCES).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    for source in sources:
+        digest.update(os.path.relpath(source, SOURCES).encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()[:20]
 
 
@@ -203,39 +249,39 @@ def _check_headers() -> None:
 # ---- builds ----------------------------------------------------------------------------------------------------------
 
 
-def find_or_build() -> Build:
+def find_or_build(target: Target = OPERATORS) -> Build:
     """A whole build for this process. Raises BuildError with the reason that there is none."""
-    key, root, asked = _key(), cache_root(), _asked()
+    key, root, asked = target.prefix + _key(target), cache_root(), _asked()
     folder = root / f"{key}-{hashlib.sha256(os.fsencode(asked)).hexdigest()[:8] if asked else 'default'}"
-    found = whole_build(folder)
+    found = whole_build(folder, target.library)
     if found:
         return found
     try:
-        return _make(folder)
+        return _make(folder, target)
     except BuildError as error:
-        other = _other(root, key)
+        other = _other(root, key, target.library)
         if other:
             return other
-        if os.path.exists(folder / LIBRARY):
+        if os.path.exists(folder / target.library):
             raise BuildError(f"the build in {folder} is damaged or not for this system, and {error}") from None
         raise
 
 
-def _other(root: Path, key: str) -> Build | None:
+def _other(root: Path, key: str, library: str) -> Build | None:
     """A build by another compiler than CXX asks for; without flags of its own: -march=native may not run here."""
-    found = (whole_build(folder) for folder in sorted(root.glob(f"{key}-*")))
+    found = (whole_build(folder, library) for folder in sorted(root.glob(f"{key}-*")))
     return next((b for b in found if b and not any(word.startswith("-") for word in b.command)), None)
 
 
-def _make(folder: Path) -> Build:
+def _make(folder: Path, target: Target) -> Build:
     compiler, ninja = _compiler(), _ninja()
     version = _version(compiler)
     _check_headers()
     log = folder / "failed.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock") as alone:
-            found = whole_build(folder)
+        with locked(folder / "lock", target.what) as alone:
+            found = whole_build(folder, target.library)
             if found:  # another process was quicker
                 return found
             text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
@@ -244,23 +290,23 @@ def _make(folder: Path) -> Build:
             if alone:
                 for left in folder.glob("work-*"):  # by a builder that was killed
                     shutil.rmtree(left, ignore_errors=True)
-            return _compile(folder, log, compiler, version, ninja)
+            return _compile(folder, target, log, compiler, version, ninja)
     except OSError as error:
         why = error.strerror or error
         raise BuildError(f"the cache folder {folder} cannot be used: {why} (KERNELS_CACHE names another)") from None
 
 
-def _compile(folder: Path, log: Path, compiler: list[str], version: str, ninja: str) -> Build:
-    say(f"kernels: compiling the C++ CPU operators (once; cache {folder}) ...", end=" ")
+def _compile(folder: Path, target: Target, log: Path, compiler: list[str], version: str, ninja: str) -> Build:
+    say(f"kernels: compiling {target.what} (once; cache {folder}) ...", end=" ")
     start, outcome = time.perf_counter(), "failed"
     try:
         with tempfile.TemporaryDirectory(prefix="work-", dir=folder, ignore_cleanup_errors=True) as work:
-            Path(work, "build.ninja").write_bytes(os.fsencode(_paths(compiler) + _rules()))
+            Path(work, "build.ninja").write_bytes(os.fsencode(_paths(compiler) + target.rules()))
             # the compiler's own temporary files too: they need room in one place only, and go with the folder
             status, text = _run([ninja, "-C", work], TMPDIR=work)
-            if status or not Path(work, LIBRARY).exists():
+            if status or not Path(work, target.library).exists():
                 _fail(status, text, Path(work, "log"), log, version)
-            found = keep(Path(work, LIBRARY), compiler, version, folder)
+            found = keep(Path(work, target.library), compiler, version, folder)
             log.unlink(missing_ok=True)
         outcome = f"{time.perf_counter() - start:.1f} s"
         return found

@@ -67,9 +67,9 @@ class Build(NamedTuple):
     compiler: str  # the first line of its --version
 
 
-def whole_build(folder: Path) -> Build | None:
+def whole_build(folder: Path, name: str = LIBRARY) -> Build | None:
     """The build in this folder, if it is whole and made for this C library or an older one."""
-    library = folder / LIBRARY
+    library = folder / name
     try:
         record = json.loads((folder / RECORD).read_bytes())
         digest = hashlib.sha256(library.read_bytes()).hexdigest()
@@ -80,8 +80,8 @@ def whole_build(folder: Path) -> Build | None:
         return None
 
 
-def keep(built: Path, command: list[str], compiler: str, folder: Path) -> Build:
-    """Moves a library that was just built into its folder, with its record.
+def keep(built: Path, command: list[str], compiler: str, folder: Path, **more: object) -> Build:
+    """Moves a library that was just built into its folder, with its record, in which `more` is kept too.
 
     It lies in a folder of its own on the same file system. Whoever reads between the two renames finds a digest that
     does not match, waits for the lock and looks again.
@@ -90,22 +90,22 @@ def keep(built: Path, command: list[str], compiler: str, folder: Path) -> Build:
         os.fsync(handle.fileno())  # a disk that filled up may say so only now
         digest = hashlib.sha256(handle.read()).hexdigest()
     record = built.with_name(RECORD)
-    about = {"sha256": digest, "glibc": glibc(), "command": command, "compiler": compiler}
+    about = {"sha256": digest, "glibc": glibc(), "command": command, "compiler": compiler, **more}
     record.write_text(json.dumps(about), encoding="utf-8")
-    os.replace(built, folder / LIBRARY)
+    os.replace(built, folder / built.name)
     os.replace(record, folder / RECORD)
-    return Build(folder / LIBRARY, command, compiler)
+    return Build(folder / built.name, command, compiler)
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, what: str = "the C++ CPU operators") -> Iterator[bool]:
     """One builder at a time; the operating system frees the lock of a process that dies. Yields whether there is a
     lock: where the system or the file system has none, builders race and the renames pick one."""
     with open(path, "a") as handle:
-        yield _lock(handle.fileno(), path)
+        yield _lock(handle.fileno(), path, what)
 
 
-def _lock(handle: int, path: Path) -> bool:
+def _lock(handle: int, path: Path, what: str) -> bool:
     try:
         import fcntl
     except ImportError:
@@ -120,5 +120,5 @@ def _lock(handle: int, path: Path) -> bool:
         except OSError:  # ENOLCK, EOPNOTSUPP and others of network file systems
             return False
         if not said and time.monotonic() - start > PATIENCE:
-            say(f"kernels: waiting for another process that compiles the C++ CPU operators (it holds {path}) ...")
+            say(f"kernels: waiting for another process that compiles {what} (it holds {path}) ...")
             said = True

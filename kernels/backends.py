@@ -16,13 +16,15 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels import _commands, _guard, _native
+from kernels import _commands, _cuda, _guard, _native
 
 IMPLS = ("auto", "reference", "cpu", "triton", "cuda")
 
-# What every operator has, and for which dtypes the fused ones; float64 takes the reference.
-EXISTING_IMPLS = ("reference", "cpu", "triton")
+# For what the fused implementations are; float64 takes the reference.
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+KEYS = ("CPU", "CUDA")  # torch's, under which the registered ops are found
 
 
 def checked_impl(impl: object) -> str:
@@ -75,16 +77,19 @@ def why_no_cpu() -> str:
     return ""
 
 
-def why_not(impl: str, device: str, dtype: torch.dtype) -> str:
+def why_not(impl: str, where: torch.device, dtype: torch.dtype) -> str:
     """Why `impl` cannot take such tensors; empty when it can."""
     if impl == "reference":
         return ""
-    if impl not in EXISTING_IMPLS:
-        return f"this operator has no {impl} implementation (it has: {', '.join(EXISTING_IMPLS)})"
+    device = where.type
     if dtype not in FUSED_DTYPES:
         return f"it computes {', '.join(str(d).removeprefix('torch.') for d in FUSED_DTYPES)}, not {dtype}"
     if impl == "cpu":
         return f"the tensors are on {device}" if device != "cpu" else why_no_cpu()
+    if impl == "cuda":
+        if device != "cuda" and not (device == "cpu" and _cuda.emulating()):
+            return f"the tensors are on {device}"
+        return _cuda.why_not(where.index or 0)
     if why_no_triton():
         return why_no_triton()
     if device != "cuda" and not (device == "cpu" and interpreting()):
@@ -96,9 +101,10 @@ def choose(impl: str, *tensors: torch.Tensor | None, names: Sequence[str] = ("x"
     """The implementation to run on `tensors`: all of a call, the first of which says device and dtype. `names`: what
     messages call them.
 
-    "auto" takes the fastest for the tensor's device: cpu or triton, else the reference (for float64, for devices
-    without kernels and for tensors without memory of their own in silence, since nothing failed; with one warning when
-    the C++ build failed). A name that cannot run raises BackendUnavailable with the reason.
+    "auto" takes the fastest for the tensor's device: cpu, or cuda before triton, else the reference (for float64, for
+    devices without kernels and for tensors without memory of their own in silence, since nothing failed; with one
+    warning when no fused implementation of the device can run). A name that cannot run raises BackendUnavailable with
+    the reason.
     """
     if torch.compiler.is_compiling():
         why = _guard.why_not_compiled(tensors, names)
@@ -120,7 +126,7 @@ def _resolve(impl: str, device: torch.device, dtype: torch.dtype) -> str:
     key = (impl, device, dtype)
     found = _chosen.get(key)
     if found is None:
-        found = _chosen[key] = _decide(impl, device.type, dtype)
+        found = _chosen[key] = _decide(impl, device, dtype)
     return found
 
 
@@ -143,25 +149,36 @@ def _named(impl: str) -> tuple[str, str]:
     return name, f"KERNELS_IMPL={name}"
 
 
-def _decide(impl: str, device: str, dtype: torch.dtype) -> str:
+def _decide(impl: str, device: torch.device, dtype: torch.dtype) -> str:
     impl, asked = _named(impl)
     if impl != "auto":
         why = why_not(impl, device, dtype)
         if why:
             raise BackendUnavailable(f"{asked} cannot run: {why}")
         return impl
-    wanted = {"cpu": "cpu", "cuda": "triton"}.get(device, "reference")
-    why = why_not(wanted, device, dtype)
-    if not why:
-        return wanted
-    if dtype in FUSED_DTYPES:
+    found, why = automatic(device, dtype)
+    if found == "reference" and device.type in _AUTOMATIC and dtype in FUSED_DTYPES:
         warnings.warn(
-            f"kernels: using the reference on {device}, which is slower: {why}. "
+            f"kernels: using the reference on {device.type}, which is slower: {why}. "
             "kernels.backend_report() says what this machine can run.",
             RuntimeWarning,
             stacklevel=5,
         )
-    return "reference"
+    return found
+
+
+_AUTOMATIC = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # by device, the best first
+
+
+def automatic(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+    """(what "auto" takes on a device, why that is none of the fused implementations)."""
+    whys = []
+    for impl in _AUTOMATIC.get(device.type, ()):
+        why = why_not(impl, device, dtype)
+        if not why:
+            return impl, ""
+        whys.append(why)
+    return "reference", "; ".join(whys) or f"no kernels for {device.type}"
 
 
 @functools.cache
@@ -199,7 +216,7 @@ def _triton_line() -> str:
 def backend_report() -> str:
     """What is active on this machine and why the rest is not, as text. Builds the C++ operators if need be."""
     lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads", *_cpu_lines(), _triton_line()]
-    lines.append("cuda       unavailable: no operator has a native CUDA implementation yet; triton serves GPUs")
+    lines += _cuda.report()
     lines.append("reference  active (float64, other devices, second derivatives)")
     forced = os.environ.get("KERNELS_IMPL", "").strip()
     if forced and forced not in IMPLS:

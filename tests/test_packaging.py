@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CSRC = ROOT / "csrc" / "cpu"
-SOURCES = {p.relative_to(CSRC).as_posix() for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp")}
+CSRC = ROOT / "csrc"
+SOURCES = {p.relative_to(CSRC).as_posix() for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cuh")}
 
 USE = """
 import sys, torch, fused_i2i, kernels
@@ -55,7 +55,7 @@ def test_a_wheel_runs_the_cpp_operators_from_anywhere(source, tmp_path):
     (wheel,) = (tmp_path / "wheel").iterdir()
     target = tmp_path / "site"
     run(*pip, "install", "--no-deps", "--target", target, wheel, cwd=tmp_path)
-    installed = target / "kernels" / "_csrc" / "cpu"
+    installed = target / "kernels" / "_csrc"
     assert {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()} == SOURCES
     assert not (target / "benchmarks").exists()
     assert all((target / name / "py.typed").exists() for name in ("kernels", "i2i", "fused_i2i"))
@@ -73,9 +73,9 @@ def test_a_wheel_runs_the_cpp_operators_from_anywhere(source, tmp_path):
     )
 
 
-def test_an_sdist_holds_the_cpp_sources(source, tmp_path):
+def test_an_sdist_holds_the_sources(source, tmp_path):
     run("-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})", cwd=source)
     (archive,) = tmp_path.iterdir()
     with tarfile.open(archive) as held:
-        names = {n.partition("/csrc/cpu/")[2] for n in held.getnames() if "/csrc/cpu/" in n}
+        names = {n.partition("/csrc/")[2] for n in held.getnames() if "/csrc/" in n}
     assert SOURCES <= names

@@ -32,7 +32,8 @@ share each step.
   --output DIR    where to write, never over the work of another run (default: the first free of runs/<method>-1, ...)
   --resume RUN    go on from this run's folder or checkpoint, writing into it; with the pictures it began with
   --device NAME   auto, cpu, cuda, cuda:1, ... (default: auto)
-  --impl NAME     implementation of the fused operators: auto, reference, cpu, triton (default: auto)
+  --impl NAME     implementation of the fused operators: auto, reference, cpu, triton,
+                  cuda (default: auto)
 
 Any other option is a setting of the method: name=value, --name value or --name=value. The names that the CUT and
 CycleGAN repositories use (--dataroot, --name, --netG, --nce_T, --no_flip, --continue_train, ...) are understood.

@@ -64,16 +64,11 @@ def fuse(model: nn.Module) -> nn.Module:
 
 def _implementation(model: nn.Module) -> str:
     like = next(model.parameters(), None)
-    device = like.device.type if like is not None else "cpu"
-    if device == "cuda":
-        why, active = backends.why_no_triton(), "triton"
-    elif device == "cpu":
-        why, active = backends.why_no_cpu(), "cpu"
-    else:
-        why, active = f"no kernels for {device}", ""
+    device = like.device if like is not None else torch.device("cpu")
+    active, why = backends.automatic(device)
     if why:  # its norm takes six times as long as torch's: two passes for the mean, no fusion
-        return f"on {device} the reference runs, slower than the model was ({why})"
-    return f"{active} kernels run on {device}"
+        return f"on {device.type} the reference runs, slower than the model was ({why})"
+    return f"{active} kernels run on {device.type}"
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -24,7 +24,7 @@ _launcher = functools.partial(backends.launcher, "nce")
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
 
 _LAYERS = "Tensor[] q, Tensor[] k, Tensor?[] negatives, Tensor?[] log_weight, Tensor?[] similarity_weight"
-_SPEC = "float temperature, bool normalize, bool decoupled"
+_SPEC = "float temperature, bool normalize, bool decoupled, str impl"
 _library = torch.library.Library("fused_i2i", "FRAGMENT")
 _library.define(f"nce_forward({_LAYERS}, bool[] need_q, {_SPEC}) -> Tensor[]")
 _library.define(
@@ -32,41 +32,42 @@ _library.define(
 )
 
 
-def _register(key: str, impl: str) -> None:
-    def nce_forward(q, k, negatives, log_weight, similarity_weight, need_q, *spec):
-        layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
-        loss, stats, dq_unscaled = _launcher(impl).forward(layers, Spec(*spec), need_q)
-        return [loss, stats, *dq_unscaled]
-
-    def nce_backward(grad, q, k, negatives, log_weight, similarity_weight, stats, dq_unscaled, needs, *spec):
-        layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
-        needs = [Needs(*needs[i : i + 4]) for i in range(0, len(needs), 4)]
-        grads = _launcher(impl).backward(grad, layers, stats, dq_unscaled, needs, Spec(*spec))
-        return [grad.new_empty(0) if g is None else g for layer_grads in grads for g in layer_grads]
-
-    _library.impl("nce_forward", nce_forward, key)
-    _library.impl("nce_backward", nce_backward, key)
+def _run_forward(q, k, negatives, log_weight, similarity_weight, need_q, *options):
+    *spec, impl = options
+    layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
+    loss, stats, dq_unscaled = _launcher(impl).forward(layers, Spec(*spec), need_q)
+    return [loss, stats, *dq_unscaled]
 
 
-_register("CPU", "cpu")
-_register("CUDA", "triton")
+def _run_backward(grad, q, k, negatives, log_weight, similarity_weight, stats, dq_unscaled, needs, *options):
+    *spec, impl = options
+    layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
+    needs = [Needs(*needs[i : i + 4]) for i in range(0, len(needs), 4)]
+    grads = _launcher(impl).backward(grad, layers, stats, dq_unscaled, needs, Spec(*spec))
+    return [grad.new_empty(0) if g is None else g for layer_grads in grads for g in layer_grads]
+
+
+for _key in backends.KEYS:
+    _library.impl("nce_forward", _run_forward, _key)
+    _library.impl("nce_backward", _run_backward, _key)
 
 
 @torch.library.register_fake("fused_i2i::nce_forward")
-def _(q, k, negatives, log_weight, similarity_weight, need_q, temperature, normalize, decoupled):
+def _(q, k, negatives, log_weight, similarity_weight, need_q, temperature, normalize, decoupled, impl):
     layers = [Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)]
-    # C++ leaves the gradient of q for a row gradient of 1 behind; triton computes it in the backward pass
-    on_cpu = q[0].device.type == "cpu"
+    # C++ and CUDA leave the gradient of q for a row gradient of 1 behind; triton computes it in the backward pass
+    leaves = impl != "triton"
     dq_unscaled = [
-        torch.empty(x.shape if n and on_cpu else 0, dtype=torch.float32, device=x.device) for x, n in zip(q, need_q)
+        torch.empty(x.shape if n and leaves else 0, dtype=torch.float32, device=x.device) for x, n in zip(q, need_q)
     ]
     return [*new_rows(layers), *dq_unscaled]
 
 
 @torch.library.register_fake("fused_i2i::nce_backward")
 def _(
-    grad, q, k, negatives, log_weight, similarity_weight, stats, dq_unscaled, needs, temperature, normalize, decoupled
-):
+    grad, q, k, negatives, log_weight, similarity_weight, stats, dq_unscaled, needs, temperature, normalize, decoupled,
+    impl,
+):  # fmt: skip
     grads = []
     for i, layer in enumerate(Layer(*t) for t in zip(q, k, negatives, log_weight, similarity_weight)):
         need = Needs(*needs[4 * i : 4 * i + 4])
@@ -94,7 +95,7 @@ class _Nce(torch.autograd.Function):
         layers = [Layer(*tensors[i : i + 5]) for i in range(0, len(tensors), 5)]
         need_q = [bool(n) for n in ctx.needs_input_grad[2::5]]
         if torch.compiler.is_compiling():
-            loss, stats, *dq_unscaled = _nce_forward(*map(list, zip(*layers)), need_q, *spec)
+            loss, stats, *dq_unscaled = _nce_forward(*map(list, zip(*layers)), need_q, *spec, impl)
         else:
             loss, stats, dq_unscaled = _launcher(impl).forward(layers, spec, need_q)
         ctx.save_for_backward(stats, *dq_unscaled, *tensors)
@@ -113,7 +114,7 @@ class _Nce(torch.autograd.Function):
         needs = [Needs(*map(bool, ctx.needs_input_grad[i : i + 4])) for i in range(2, 2 + 5 * count, 5)]
         if torch.compiler.is_compiling():
             flat = [n for need in needs for n in need]
-            grads = _nce_backward(grad, *map(list, zip(*layers)), stats, dq_unscaled, flat, *ctx.spec)
+            grads = _nce_backward(grad, *map(list, zip(*layers)), stats, dq_unscaled, flat, *ctx.spec, ctx.impl)
             grads = [g if n else None for g, n in zip(grads, flat)]
             grads = [grads[i : i + 4] for i in range(0, len(grads), 4)]
         elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True
@@ -199,7 +200,7 @@ def patch_nce_loss(
         similarity_weight: multiplies the negatives' similarities (hDCE); broadcasts to (B, S, M); has no gradient.
         row_weight: multiplies the losses (ASP); broadcasts to (B, S).
         reduction: "none", "mean" or "sum".
-        impl: "auto", "reference", "cpu" or "triton" (see `kernels.backend_report`).
+        impl: "auto", "reference", "cpu", "triton" or "cuda" (see `kernels.backend_report`).
 
     Returns:
         float32 for every 16-bit dtype (a loss of 5 has steps of 0.03 in bfloat16). "none": losses (B, S), or (S,), a

@@ -26,15 +26,17 @@ _launcher = functools.partial(backends.launcher, "norm")
 
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
 
-_SPEC = "int kind, float eps, float offset, int activation, float slope, int padding"
+_SPEC = "int kind, float eps, float offset, int activation, float slope, int padding, str impl"
 _library = torch.library.Library("fused_i2i", "DEF")
 _library.define(f"norm_forward(Tensor x, Tensor? scale, Tensor? shift, Tensor? residual, {_SPEC}) -> (Tensor, Tensor)")
 _library.define(
     "norm_backward(Tensor grad, Tensor x, Tensor? scale, Tensor? shift, Tensor stats, bool need_residual, "
     f"{_SPEC}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-_library.define("plane_stats(Tensor x, int kind, float eps) -> Tensor")
-_library.define("plane_stats_backward(Tensor grad_mean, Tensor grad_std, Tensor x, Tensor stats, int kind) -> Tensor")
+_library.define("plane_stats(Tensor x, int kind, float eps, str impl) -> Tensor")
+_library.define(
+    "plane_stats_backward(Tensor grad_mean, Tensor grad_std, Tensor x, Tensor stats, int kind, str impl) -> Tensor"
+)
 
 
 def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
@@ -42,32 +44,32 @@ def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if t is None else t
 
 
-def _register(key: str, impl: str) -> None:
-    def norm_forward(x, scale, shift, residual, *spec):
-        return _launcher(impl).forward(x, scale, shift, residual, Spec(*spec))
-
-    def norm_backward(grad, x, scale, shift, stats, need_residual, *spec):
-        grads = _launcher(impl).backward(grad, x, scale, shift, stats, need_residual, Spec(*spec))
-        return tuple(_or_empty(g, x) for g in grads)
-
-    _library.impl("norm_forward", norm_forward, key)
-    _library.impl("norm_backward", norm_backward, key)
-    _library.impl("plane_stats", lambda x, kind, eps: _launcher(impl).moments(x, kind, eps), key)
-    _library.impl("plane_stats_backward", lambda *args: _launcher(impl).moments_backward(*args), key)
+def _run_forward(x, scale, shift, residual, *options):
+    *spec, impl = options
+    return _launcher(impl).forward(x, scale, shift, residual, Spec(*spec))
 
 
-_register("CPU", "cpu")
-_register("CUDA", "triton")
+def _run_backward(grad, x, scale, shift, stats, need_residual, *options):
+    *spec, impl = options
+    grads = _launcher(impl).backward(grad, x, scale, shift, stats, need_residual, Spec(*spec))
+    return tuple(_or_empty(g, x) for g in grads)
+
+
+for _key in backends.KEYS:
+    _library.impl("norm_forward", _run_forward, _key)
+    _library.impl("norm_backward", _run_backward, _key)
+    _library.impl("plane_stats", lambda x, kind, eps, impl: _launcher(impl).moments(x, kind, eps), _key)
+    _library.impl("plane_stats_backward", lambda *given: _launcher(given[-1]).moments_backward(*given[:-1]), _key)
 
 
 @torch.library.register_fake("fused_i2i::norm_forward")
-def _(x, scale, shift, residual, kind, eps, offset, activation, slope, padding):
+def _(x, scale, shift, residual, kind, eps, offset, activation, slope, padding, impl):
     x = dense(x, is_channels_last(x))
     return new_output(x, padding, is_channels_last(x)), new_stats(x)
 
 
 @torch.library.register_fake("fused_i2i::norm_backward")
-def _(grad, x, scale, shift, stats, need_residual, kind, eps, offset, activation, slope, padding):
+def _(grad, x, scale, shift, stats, need_residual, kind, eps, offset, activation, slope, padding, impl):
     x = dense(x, is_channels_last(x))
     parameters = [None if p is None else torch.empty_like(p, dtype=torch.float32) for p in (scale, shift)]
     residual = torch.empty_like(x) if need_residual else None
@@ -75,12 +77,12 @@ def _(grad, x, scale, shift, stats, need_residual, kind, eps, offset, activation
 
 
 @torch.library.register_fake("fused_i2i::plane_stats")
-def _(x, kind, eps):
+def _(x, kind, eps, impl):
     return new_stats(x)
 
 
 @torch.library.register_fake("fused_i2i::plane_stats_backward")
-def _(grad_mean, grad_std, x, stats, kind):
+def _(grad_mean, grad_std, x, stats, kind, impl):
     return torch.empty_like(dense(x, is_channels_last(x)))
 
 
@@ -94,14 +96,16 @@ _plane_stats_backward = torch.ops.fused_i2i.plane_stats_backward.default
 
 
 def _as(t: Tensor | None, like: Tensor | None) -> Tensor | None:
-    return None if like is None or t is None else t.to(like.dtype)
+    if like is None or t is None or t.dtype == like.dtype:
+        return None if like is None else t
+    return t.to(like.dtype)
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, shift, residual, spec, impl):
         if torch.compiler.is_compiling():
-            y, stats = _norm_forward(x, scale, shift, residual, *spec)
+            y, stats = _norm_forward(x, scale, shift, residual, *spec, impl)
         else:
             y, stats = _launcher(impl).forward(x, scale, shift, residual, spec)
         ctx.save_for_backward(x, scale, shift, stats)
@@ -118,7 +122,7 @@ class _Norm(torch.autograd.Function):
         spec, need = ctx.spec, ctx.needs_input_grad
         fold = need[3] and spec.padding > 0  # unpadded, the residual's gradient is grad itself
         if torch.compiler.is_compiling():  # asked first: torch.compile would trace the other branches too
-            dx, dscale, dshift, dresidual = _norm_backward(grad, x, scale, shift, stats, fold, *spec)
+            dx, dscale, dshift, dresidual = _norm_backward(grad, x, scale, shift, stats, fold, *spec, ctx.impl)
         elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True: R1, WGAN-GP
             return (*_differentiable_backward(grad, x, scale, shift, need, spec), None, None)
         else:
@@ -148,7 +152,7 @@ class _PlaneMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, eps, impl):
         if torch.compiler.is_compiling():
-            stats = _plane_stats(x, INSTANCE_UNBIASED, eps)
+            stats = _plane_stats(x, INSTANCE_UNBIASED, eps, impl)
         else:
             stats = _launcher(impl).moments(x, INSTANCE_UNBIASED, eps)
         ctx.save_for_backward(x, stats)
@@ -160,7 +164,7 @@ class _PlaneMoments(torch.autograd.Function):
     def backward(ctx, grad_mean, grad_std):
         x, stats = ctx.saved_tensors
         if torch.compiler.is_compiling():
-            dx = _plane_stats_backward(grad_mean, grad_std, x, stats, INSTANCE_UNBIASED)
+            dx = _plane_stats_backward(grad_mean, grad_std, x, stats, INSTANCE_UNBIASED, ctx.impl)
         elif torch.is_grad_enabled() or not _guard.addressable(grad_mean, grad_std):
             create_graph = torch.is_grad_enabled()
             with torch.enable_grad(), no_autocast(x.device.type):
@@ -212,7 +216,7 @@ def instance_norm(
         activation: "none", "relu", "leaky_relu" (slope `negative_slope`) or "tanh".
         residual: shape, dtype (inside autocast: any) and device of x; added after the activation.
         padding: pixels of reflection padding on each of the four sides; x must be 4-D and padding < H, W.
-        impl: "auto", "reference", "cpu" or "triton" (see `kernels.backend_report`).
+        impl: "auto", "reference", "cpu", "triton" or "cuda" (see `kernels.backend_report`).
 
     Returns:
         dtype and memory format of x; (N, C, *spatial), with padding (N, C, H + 2 padding, W + 2 padding). Statistics

@@ -35,12 +35,12 @@ _launcher = functools.partial(backends.launcher, "patches")
 
 # Layouts travel as the sizes of all maps in a row, their numbers of dimensions, and their memory orders.
 _library = torch.library.Library("fused_i2i", "FRAGMENT")
-_library.define("sample_patches(Tensor[] maps, Tensor[] ids) -> Tensor[]")
+_library.define("sample_patches(Tensor[] maps, Tensor[] ids, str impl) -> Tensor[]")
 _library.define(
     "sample_patches_backward(Tensor[] grads, Tensor[] ids, SymInt[] sizes, int[] dims, bool[] channels_last, "
-    "bool unique) -> Tensor[]"
+    "bool unique, str impl) -> Tensor[]"
 )
-_library.define("tap_patches_backward(Tensor grad, Tensor rows, Tensor ids, bool channels_last) -> Tensor")
+_library.define("tap_patches_backward(Tensor grad, Tensor rows, Tensor ids, bool channels_last, str impl) -> Tensor")
 
 
 def _packed(layouts: Sequence[Layout]) -> tuple[list[int], list[int], list[bool]]:
@@ -53,42 +53,41 @@ def _unpacked(sizes: Sequence[int], dims: Sequence[int], channels_last: Sequence
     return [Layout(tuple(sizes[end - d : end]), last) for end, d, last in zip(ends, dims, channels_last)]
 
 
-def _register(key: str, impl: str) -> None:
-    def sample_patches(maps, ids):
-        if key == "CPU":  # while torch.compile traced, the range could not be checked
-            for layer, (x, at) in enumerate(zip(maps, ids)):
-                check_range(f"ids[{layer}]", at, x)
-        return _launcher(impl).forward(maps, ids)
-
-    def sample_patches_backward(grads, ids, sizes, dims, channels_last, unique):
-        return _launcher(impl).backward(grads, ids, _unpacked(sizes, dims, channels_last), unique)
-
-    def tap_patches_backward(grad, rows, ids, channels_last):
-        total = dense_copy(grad, channels_last)
-        _launcher(impl).add(total, rows, ids)
-        return total
-
-    _library.impl("sample_patches", sample_patches, key)
-    _library.impl("sample_patches_backward", sample_patches_backward, key)
-    _library.impl("tap_patches_backward", tap_patches_backward, key)
+def _run_sample(maps, ids, impl):
+    if maps[0].device.type == "cpu":  # while torch.compile traced, the range could not be checked
+        for layer, (x, at) in enumerate(zip(maps, ids)):
+            check_range(f"ids[{layer}]", at, x)
+    return _launcher(impl).forward(maps, ids)
 
 
-_register("CPU", "cpu")
-_register("CUDA", "triton")
+def _run_sample_backward(grads, ids, sizes, dims, channels_last, unique, impl):
+    return _launcher(impl).backward(grads, ids, _unpacked(sizes, dims, channels_last), unique)
+
+
+def _run_tap_backward(grad, rows, ids, channels_last, impl):
+    total = dense_copy(grad, channels_last)
+    _launcher(impl).add(total, rows, ids)
+    return total
+
+
+for _key in backends.KEYS:
+    _library.impl("sample_patches", _run_sample, _key)
+    _library.impl("sample_patches_backward", _run_sample_backward, _key)
+    _library.impl("tap_patches_backward", _run_tap_backward, _key)
 
 
 @torch.library.register_fake("fused_i2i::sample_patches")
-def _(maps, ids):
+def _(maps, ids, impl):
     return [new_rows(x, at) for x, at in zip(maps, ids)]
 
 
 @torch.library.register_fake("fused_i2i::sample_patches_backward")
-def _(grads, ids, sizes, dims, channels_last, unique):
+def _(grads, ids, sizes, dims, channels_last, unique, impl):
     return [new_map(layout, rows) for rows, layout in zip(grads, _unpacked(sizes, dims, channels_last))]
 
 
 @torch.library.register_fake("fused_i2i::tap_patches_backward")
-def _(grad, rows, ids, channels_last):
+def _(grad, rows, ids, channels_last, impl):
     return new_map(Layout(tuple(grad.shape), channels_last), grad)
 
 
@@ -102,13 +101,13 @@ _tap_patches_backward = torch.ops.fused_i2i.tap_patches_backward.default
 
 def _gather(impl: str, maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
     if torch.compiler.is_compiling():
-        return _sample_patches(maps, ids)
+        return _sample_patches(maps, ids, impl)
     return _launcher(impl).forward(maps, ids)
 
 
 def _scatter(impl: str, unique: bool, rows, ids, layouts) -> list[Tensor]:
     if torch.compiler.is_compiling():
-        return _sample_patches_backward(rows, ids, *_packed(layouts), unique)
+        return _sample_patches_backward(rows, ids, *_packed(layouts), unique, impl)
     return _launcher(impl).backward(rows, ids, layouts, unique)
 
 
@@ -192,7 +191,7 @@ class _Tap(torch.autograd.Function):
         if torch.compiler.is_compiling():
             if grad is None:
                 return _scatter(ctx.impl, False, [rows], [ids], [ctx.layout])[0], None, None
-            return _tap_patches_backward(grad, rows, ids, ctx.layout.channels_last), None, None
+            return _tap_patches_backward(grad, rows, ids, ctx.layout.channels_last, ctx.impl), None, None
         if not _guard.addressable(grad, rows):
             spread = reference.spread(rows, ids, ctx.layout)
             return spread if grad is None else grad + spread, None, None

@@ -29,7 +29,7 @@ _launcher = functools.partial(backends.launcher, "resample")
 _library = torch.library.Library("fused_i2i", "FRAGMENT")
 _library.define(
     "resample(Tensor x, int kind, int[] rows, int[] columns, SymInt height, SymInt width, bool transposed, "
-    "bool channels_last) -> Tensor"
+    "bool channels_last, str impl) -> Tensor"
 )
 
 
@@ -37,20 +37,16 @@ def _spec(kind, rows, columns, height, width, transposed) -> Spec:
     return Spec(kind, tuple(rows), tuple(columns), height, width, transposed)
 
 
-def _register(key: str, impl: str) -> None:
-    def resample(x, kind, rows, columns, height, width, transposed, channels_last):
-        spec = _spec(kind, rows, columns, height, width, transposed)
-        return _launcher(impl).apply(x, spec, channels_last)
-
-    _library.impl("resample", resample, key)
+def _run(x, kind, rows, columns, height, width, transposed, channels_last, impl):
+    return _launcher(impl).apply(x, _spec(kind, rows, columns, height, width, transposed), channels_last)
 
 
-_register("CPU", "cpu")
-_register("CUDA", "triton")
+for _key in backends.KEYS:
+    _library.impl("resample", _run, _key)
 
 
 @torch.library.register_fake("fused_i2i::resample")
-def _(x, kind, rows, columns, height, width, transposed, channels_last):
+def _(x, kind, rows, columns, height, width, transposed, channels_last, impl):
     return new_output(x, _spec(kind, rows, columns, height, width, transposed), channels_last)
 
 
@@ -65,14 +61,14 @@ class _Resample(torch.autograd.Function):
     def forward(ctx, x, spec, channels_last, impl):
         ctx.spec, ctx.channels_last, ctx.impl = spec, channels_last, impl
         if torch.compiler.is_compiling():
-            return _resample(x, *spec, channels_last)
+            return _resample(x, *spec, channels_last, impl)
         return _launcher(impl).apply(x, spec, channels_last)
 
     @staticmethod
     def backward(ctx, grad):
         spec = ctx.spec._replace(transposed=not ctx.spec.transposed)
         if torch.compiler.is_compiling():  # asked first: torch.compile would trace the other branches too
-            return _resample(grad, *spec, ctx.channels_last), None, None, None
+            return _resample(grad, *spec, ctx.channels_last, ctx.impl), None, None, None
         if not _guard.addressable(grad):
             return reference.resample(grad, spec), None, None, None
         if torch.is_grad_enabled():  # create_graph=True

@@ -24,26 +24,22 @@ _launcher = functools.partial(backends.launcher, "sinkhorn")
 # ---- the registered ops, for torch.compile ---------------------------------------------------------------------------
 
 _library = torch.library.Library("fused_i2i", "FRAGMENT")
-_library.define("sinkhorn_forward(Tensor log_kernel, int iterations) -> (Tensor, Tensor)")
-_library.define("sinkhorn_backward(Tensor grad, Tensor log_kernel, Tensor potentials) -> Tensor")
+_library.define("sinkhorn_forward(Tensor log_kernel, int iterations, str impl) -> (Tensor, Tensor)")
+_library.define("sinkhorn_backward(Tensor grad, Tensor log_kernel, Tensor potentials, str impl) -> Tensor")
 
 
-def _register(key: str, impl: str) -> None:
-    _library.impl("sinkhorn_forward", lambda x, iterations: _launcher(impl).forward(x, iterations), key)
-    _library.impl("sinkhorn_backward", lambda *args: _launcher(impl).backward(*args), key)
-
-
-_register("CPU", "cpu")
-_register("CUDA", "triton")
+for _key in backends.KEYS:
+    _library.impl("sinkhorn_forward", lambda x, iterations, impl: _launcher(impl).forward(x, iterations), _key)
+    _library.impl("sinkhorn_backward", lambda *given: _launcher(given[-1]).backward(*given[:-1]), _key)
 
 
 @torch.library.register_fake("fused_i2i::sinkhorn_forward")
-def _(log_kernel, iterations):
+def _(log_kernel, iterations, impl):
     return torch.empty_like(log_kernel, memory_format=torch.contiguous_format), new_potentials(log_kernel, iterations)
 
 
 @torch.library.register_fake("fused_i2i::sinkhorn_backward")
-def _(grad, log_kernel, potentials):
+def _(grad, log_kernel, potentials, impl):
     return torch.empty_like(log_kernel, memory_format=torch.contiguous_format)
 
 
@@ -58,7 +54,7 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, iterations, impl):
         if torch.compiler.is_compiling():
-            plan, potentials = _sinkhorn_forward(x, iterations)
+            plan, potentials = _sinkhorn_forward(x, iterations, impl)
         else:
             plan, potentials = _launcher(impl).forward(x, iterations)
         ctx.save_for_backward(x, potentials)
@@ -69,7 +65,7 @@ class _Sinkhorn(torch.autograd.Function):
     def backward(ctx, grad):
         x, potentials = ctx.saved_tensors
         if torch.compiler.is_compiling():  # asked first: torch.compile would trace the other branches too
-            dx = _sinkhorn_backward(grad, x, potentials)
+            dx = _sinkhorn_backward(grad, x, potentials, ctx.impl)
         elif torch.is_grad_enabled() or not _guard.addressable(grad):  # create_graph=True
             create_graph = torch.is_grad_enabled()
             with torch.enable_grad():

@@ -13,7 +13,7 @@ _device_constructors()
 
 
 def is_triton(path):
-    """A file of cases that run Triton's kernels, in the interpreter or on a GPU."""
+    """A file of cases of Triton's kernels alone, in the interpreter or on a GPU."""
     return path.name.startswith("test_triton") and not path.name.endswith("_offline.py")
 
 
@@ -21,7 +21,28 @@ def pytest_ignore_collect(collection_path):
     return True if is_triton(collection_path) and importlib.util.find_spec("triton") is None else None
 
 
+@pytest.fixture(params=[pytest.param("triton", marks=pytest.mark.triton), "cuda"])
+def impl(request):
+    """The implementations for GPUs, in turn (test_device*.py): Triton's in its interpreter, which takes a process of
+    its own, CUDA's in the emulation; on a GPU both."""
+    if request.param == "triton" or torch.cuda.is_available():
+        yield request.param
+        return
+    from support.emulated import emulation
+
+    with emulation():
+        yield "cuda"
+
+
+@pytest.fixture
+def launcher(impl, request):
+    """The launcher of `impl` and of the test's room."""
+    return backends.launcher(request.path.parent.name, impl)
+
+
 def why_not_triton():
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
     if backends.interpreting():
         from support import interpreter
 
@@ -31,10 +52,12 @@ def why_not_triton():
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items):
-    cases = [item for item in items if is_triton(item.path)]
+    for item in items:
+        if is_triton(item.path):
+            item.add_marker("triton")
+    cases = [item for item in items if item.get_closest_marker("triton")]
     why = why_not_triton() if cases else ""
     for item in cases:
-        item.add_marker("triton")
         if why:
             item.add_marker(pytest.mark.skip(reason=why))
         elif not backends.interpreting():
@@ -43,15 +66,18 @@ def pytest_collection_modifyitems(items):
         leave_to_slow(cases)
 
 
+MOST = 6  # of a test's cases in the interpreter
+
+
 def leave_to_slow(cases):
     """In the interpreter a case takes a second, and CUDA's kernels meet the same ones: the default run takes so many of
-    each test that every value of every parameter is met, -m slow the others."""
+    each test that every value of every parameter is met, but at most MOST, and -m slow the others."""
     tests = {}
     for item in cases:
         if not item.get_closest_marker("slow"):
             tests.setdefault((item.path, item.originalname), {})[item] = values_of(item)
     for of_one_test in tests.values():
-        for item in of_one_test.keys() - set(covering(of_one_test)):
+        for item in of_one_test.keys() - set(covering(of_one_test)[:MOST]):
             item.add_marker("slow")
 
 
@@ -76,9 +102,13 @@ def isa(request):
 
 
 @pytest.fixture
-def launched():
-    """The triton launches so far, each a `Launch` of support/launches.py; all of them are run."""
-    from support.launches import recorded  # needs triton, which other tests do without
+def launched(impl):
+    """The launches of `impl` so far, each with its `name`: a `Launch` of support/launches.py or of support/emulated.py.
+    All of them are run."""
+    if impl == "cuda":
+        from support.emulated import recorded
+    else:
+        from support.launches import recorded  # needs triton, which other tests do without
 
     with recorded(run=True) as found:
         yield found

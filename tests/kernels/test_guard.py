@@ -301,8 +301,9 @@ def test_subclasses_inside_torch_compile():
 def test_registered_operators_hear_a_negative_bit():
     x = torch.randn(2, 3, 8, 8)
     ops, negative, ids = torch.ops.fused_i2i, torch._neg_view(-x), torch.tensor([3, 1])
-    check(ops.plane_stats(negative, 0, 1e-5), ops.plane_stats(x, 0, 1e-5), 1e-6)
-    check(ops.sample_patches([negative], [ids])[0], ops.sample_patches([x], [ids])[0], 0)
+    check(ops.plane_stats(negative, 0, 1e-5, "cpu"), ops.plane_stats(x, 0, 1e-5, "cpu"), 1e-6)
+    found, want = (ops.sample_patches([t], [ids], "cpu")[0] for t in (negative, x))
+    check(found, want, 0)
 
 
 SYMBOLIC = {

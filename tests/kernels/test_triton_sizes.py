@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from support.triton_numerics import DEVICE
+from support.device_numerics import DEVICE
 
 from kernels._triton import decode, encode
 

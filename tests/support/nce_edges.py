@@ -1,5 +1,5 @@
 """Infinite, missing and undefined numbers in the inputs of patch_nce_loss, and what it must make of them: the float64
-formula in plain torch. Shared by test_edges.py and test_triton_edges.py of the nce room."""
+formula in plain torch. Shared by test_edges.py and test_device_edges.py of the nce room."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ SMALL = TINY | {"load_size": 36, "n_epochs": 1, "n_epochs_decay": 3, "ema": 0.9}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """trained(data, steps): a run of so many steps (0: all 12) on those pictures. Trained once for all tests: a run knows where its
-    pictures are by its settings alone."""
+    """trained(data, steps): a run of so many steps (0: all 12) on those pictures. Trained once for all
+    tests: a run knows where its pictures are by its settings alone."""
     runs = {}
 
     def of(data, steps):

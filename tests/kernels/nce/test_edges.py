@@ -78,12 +78,12 @@ def test_the_registered_ops_write_everything(form):
     for batches in BATCHES:
         layers = [problem(b, 4, 5, weights=True, **FORMS[form]) for b in batches]
         layers = [Layer(*(None if n not in t else t[n].float() for n in (*NAMES, "similarity_weight"))) for t in layers]
-        lists, spec = [list(t) for t in zip(*layers)], Spec(0.5, True, False)
-        loss, stats, *dq_unscaled = torch.ops.fused_i2i.nce_forward(*lists, [True] * len(layers), *spec)
+        lists, options = [list(t) for t in zip(*layers)], (*Spec(0.5, True, False), "cpu")
+        loss, stats, *dq_unscaled = torch.ops.fused_i2i.nce_forward(*lists, [True] * len(layers), *options)
         assert all(t.isfinite().all() for t in (loss, stats, *dq_unscaled))
         for need in ((True, True, form != "image", True), (True, False, False, False), (False, True, False, False)):
             needs = list(need) * len(layers)
-            grads = torch.ops.fused_i2i.nce_backward(torch.ones_like(loss), *lists, stats, dq_unscaled, needs, *spec)
+            grads = torch.ops.fused_i2i.nce_backward(torch.ones_like(loss), *lists, stats, dq_unscaled, needs, *options)
             assert all(t.isfinite().all() for t in grads)
             for layer, found in zip(layers, zip(*[iter(grads)] * 4)):
                 new = new_gradients(layer, Needs(*need))

@@ -209,7 +209,7 @@ def test_compiles_with_a_bank_one_tensor_twice_and_dynamic_shapes():
 def test_opcheck(negatives):
     given = {name: t.float() for name, t in problem(2, 6, 8, weights=True, **negatives).items()}
     lists = [[given.get(name)] for name in ("q", "k", "negatives", "log_weight", "similarity_weight")]
-    spec = Spec(0.07, True, False)
+    spec = (*Spec(0.07, True, False), "cpu")
     torch.library.opcheck(torch.ops.fused_i2i.nce_forward.default, (*lists, [True], *spec))
     loss, stats, *dq_unscaled = torch.ops.fused_i2i.nce_forward(*lists, [True], *spec)
     needs = [True, True, "negatives" in given, True]

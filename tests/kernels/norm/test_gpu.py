@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed")
 
 from support.gpu import behind_a_slow_writer, captured  # noqa: E402
-from support.norm_triton import check, operator, parameters, randn, residual_of  # noqa: E402
+from support.norm_device import check, operator, parameters, randn, residual_of  # noqa: E402
 
 import kernels  # noqa: E402
 from kernels.norm import launch_triton, reference  # noqa: E402

@@ -258,13 +258,13 @@ def test_opcheck():
     ops = torch.ops.fused_i2i
     maps = [randn(2, 4, 6, 5), in_layout(randn(1, 3, 7, 7), "channels_last"), randn(1, 2, 40)]
     ids = [IDS, IDS, IDS.flip(0)]
-    torch.library.opcheck(ops.sample_patches.default, (maps, ids))
+    torch.library.opcheck(ops.sample_patches.default, (maps, ids, "cpu"))
     forms = [layout_of(x) for x in maps]
     sizes = [side for form in forms for side in form.size]
-    rows = ops.sample_patches(maps, ids)
+    rows = ops.sample_patches(maps, ids, "cpu")
     torch.library.opcheck(
         ops.sample_patches_backward.default,
-        (rows, ids, sizes, [4, 4, 3], [form.channels_last for form in forms], False),
+        (rows, ids, sizes, [4, 4, 3], [form.channels_last for form in forms], False, "cpu"),
     )
     for x, form, patches in zip(maps, forms, rows):
-        torch.library.opcheck(ops.tap_patches_backward.default, (x, patches, IDS, form.channels_last))
+        torch.library.opcheck(ops.tap_patches_backward.default, (x, patches, IDS, form.channels_last, "cpu"))

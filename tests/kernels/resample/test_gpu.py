@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from support.gpu import behind_a_slow_writer, captured  # noqa: E402
 from support.patches_cases import in_layout, randn  # noqa: E402
 from support.resample_cases import PADS, UP, down, pad, planes  # noqa: E402
-from support.resample_triton import check  # noqa: E402
+from support.resample_device import check  # noqa: E402
 
 import kernels  # noqa: E402
 

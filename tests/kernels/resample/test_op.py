@@ -220,5 +220,5 @@ def test_opcheck():
         for transposed in (False, True):
             given = torch.randn(2, 4, 3, 3) if transposed else x
             last = layout == "channels_last"
-            args = (in_layout(given, layout), spec.DOWN, [3, 0], [3, 0], 6, 5, transposed, last)
+            args = (in_layout(given, layout), spec.DOWN, [3, 0], [3, 0], 6, 5, transposed, last, "cpu")
             torch.library.opcheck(torch.ops.fused_i2i.resample.default, args)

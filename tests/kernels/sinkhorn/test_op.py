@@ -199,10 +199,10 @@ def test_compiles_in_one_graph(impl, backend):
 def test_opcheck():
     x = problem(2, 6, 9, 0.5).float()
     ops = torch.ops.fused_i2i
-    torch.library.opcheck(ops.sinkhorn_forward.default, (x, 3))
-    y, potentials = ops.sinkhorn_forward(x, 3)
+    torch.library.opcheck(ops.sinkhorn_forward.default, (x, 3, "cpu"))
+    y, potentials = ops.sinkhorn_forward(x, 3, "cpu")
     assert potentials.shape == new_potentials(x, 3).shape
-    torch.library.opcheck(ops.sinkhorn_backward.default, (torch.ones_like(y), x, potentials))
+    torch.library.opcheck(ops.sinkhorn_backward.default, (torch.ones_like(y), x, potentials, "cpu"))
 
 
 def test_launcher_is_the_reference():
