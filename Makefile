@@ -35,8 +35,9 @@ types: install
 build: install
 	$(PYTHON) -c "import kernels; print(kernels.backend_report())"
 
-check: lint types
-	KERNELS_TEST_ISA=best $(PYTEST) -n 2 -m "not long and not slow and not triton" --at-least 2500
+check: install
+	$(MAKE) -j 2 lint types
+	KERNELS_TEST_ISA=best $(PYTEST) -n 2 --dist worksteal -m "not long and not slow and not triton" --at-least 2500
 
 test: install
 	$(MAKE) -j 3 lint types build

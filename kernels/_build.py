@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
 import platform
 import re
@@ -26,11 +28,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-from kernels._cache import LIBRARY, Build, BuildError, cache_root, keep, locked, say, whole_build
+from kernels._cache import LIBRARY, Build, BuildError, cache_root, clear, keep, locked, say, whole_build
 
 ROOMS = ("norm", "nce", "patches", "resample", "sinkhorn")  # each has ROOM/ROOM.cpp, without torch, and ROOM/bind.cpp
 
@@ -148,7 +151,7 @@ OPERATORS = Target(
     LIBRARY,
     "the C++ CPU operators",
     "",
-    lambda: _rules(),
+    _rules,
     _operator_sources,
     (_SUFFIX, torch.__version__, torch.version.git_version),
 )
@@ -267,6 +270,30 @@ def find_or_build(target: Target = OPERATORS) -> Build:
         raise
 
 
+def load_library(target: Target = OPERATORS) -> tuple[ModuleType, Build]:
+    """The library, built if need be, and loaded as a module. Raises BuildError with the reason that there is none."""
+    build = find_or_build(target)
+    try:
+        return _import(target.library.removesuffix(".so"), build.library), build
+    except (OSError, ImportError) as error:
+        mapped = "failed to map segment" in str(error)
+        way_out = (
+            "is it on a file system mounted noexec? KERNELS_CACHE names another folder"
+            if mapped
+            else "deleting its folder builds it anew"
+        )
+        raise BuildError(f"the built library does not load: {error} ({way_out})") from None
+
+
+def _import(name: str, path: Path) -> ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # as it is where a loader is given
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
 def _other(root: Path, key: str, library: str) -> Build | None:
     """A build by another compiler than CXX asks for; without flags of its own: -march=native may not run here."""
     found = (whole_build(folder, library) for folder in sorted(root.glob(f"{key}-*")))
@@ -288,8 +315,7 @@ def _make(folder: Path, target: Target) -> Build:
             if text and text.partition("\n")[0] == version:
                 raise BuildError(_remembered(text, log))
             if alone:
-                for left in folder.glob("work-*"):  # by a builder that was killed
-                    shutil.rmtree(left, ignore_errors=True)
+                clear(folder)
             return _compile(folder, target, log, compiler, version, ninja)
     except OSError as error:
         why = error.strerror or error
@@ -316,12 +342,17 @@ def _compile(folder: Path, target: Target, log: Path, compiler: list[str], versi
 
 def _fail(status: int, text: str, partial: Path, log: Path, version: str) -> None:
     """Raises; remembers the failure where the sources or flags are to blame."""
-    if status < 0 or "error:" not in text or _PASSING.search(text):
+    if status < 0 or not blames_sources(text):
         raise BuildError(f"{_failure(text)} (ninja ended with status {status}; the next process tries again)")
     with contextlib.suppress(OSError):
         partial.write_text(f"{version}\n{text}", encoding="utf-8")
         os.replace(partial, log)
     raise BuildError(_remembered(text, log))
+
+
+def blames_sources(text: str) -> bool:
+    """Whether a compiler that said this would say it again: else the machine was in the way."""
+    return "error:" in text and not _PASSING.search(text)
 
 
 def _remembered(text: str, log: Path) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -97,8 +98,14 @@ def keep(built: Path, command: list[str], compiler: str, folder: Path, **more: o
     return Build(folder / built.name, command, compiler)
 
 
+def clear(folder: Path) -> None:
+    """What builders that were killed have left in it. For the one that has the lock."""
+    for left in folder.glob("work-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def locked(path: Path, what: str = "the C++ CPU operators") -> Iterator[bool]:
+def locked(path: Path, what: str) -> Iterator[bool]:
     """One builder at a time; the operating system frees the lock of a process that dies. Yields whether there is a
     lock: where the system or the file system has none, builders race and the renames pick one."""
     with open(path, "a") as handle:

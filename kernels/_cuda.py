@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from kernels import _cuda_build
-from kernels._build import LAUNCHER, find_or_build
+from kernels._build import LAUNCHER, load_library
 from kernels._cache import BuildError
 
 # How kernels call a dtype: the number in a struct of arguments is the position here.
@@ -53,15 +53,7 @@ def emulating() -> bool:
 @functools.cache
 def _module() -> ModuleType:
     """csrc/cuda/launch.cpp, built if need be, with its driver open. Raises BuildError or OSError."""
-    import importlib.machinery
-    import importlib.util
-
-    path = str(find_or_build(LAUNCHER).library)
-    loader = importlib.machinery.ExtensionFileLoader("_kernels_cuda", path)
-    spec = importlib.util.spec_from_file_location("_kernels_cuda", path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
+    module, _ = load_library(LAUNCHER)
     module.open_driver(driver())
     return module
 
@@ -102,8 +94,9 @@ def why_not(index: int = 0) -> str:
             capability = torch.cuda.get_device_capability(index)
             if capability < LEAST_CAPABILITY:
                 return f"the device has compute capability {capability[0]}.{capability[1]}, want 8.0 or more"
-        _module()
-        _compiler()
+        arch = device(index).arch
+        if not _compiler().knows(arch):
+            return f"the device is {arch}, which {_compiler().version} does not know"
     except BuildError as error:
         return str(error)
     except (OSError, RuntimeError) as error:  # the driver, or torch.cuda in a bad state

@@ -19,19 +19,20 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from kernels._build import SOURCES as CPU_SOURCES
-from kernels._cache import RECORD, BuildError, cache_root, keep, locked, say, whole_build
+from kernels._build import blames_sources
+from kernels._cache import RECORD, BuildError, cache_root, clear, keep, locked, say, whole_build
 
 SOURCES = CPU_SOURCES.parent / "cuda"
 IMAGE = "kernel.cubin"
-# lambdas that take `auto` count as host functions without the last
-# and the one before it has the assembler say what a kernel takes
+# Without the last, lambdas that take `auto` count as host functions. The one before it has the assembler say what a
+# kernel takes.
 OPTIONS = ("-std=c++17", "--fmad=true", "--ptxas-options=-v", "--device-as-default-execution-space")
 
 
-def source(room: str, header: str, function: str, arguments: str, threads: int | str, size: int) -> str:
+def source(room: str, header: str, function: str, arguments: str, threads: int, size: int) -> str:
     """The kernel of one instantiation. `size`: bytes of its struct as Python packs it."""
     return (
         f'#include "{room}/{header}.cuh"\n'
@@ -74,6 +75,11 @@ class Nvrtc:
             raise BuildError(f"NVRTC: {status.name}")
         return tuple(values)
 
+    def knows(self, arch: str) -> bool:
+        """Whether it makes code for this architecture: one of CUDA 12.6 makes none for a GPU that came after it."""
+        (known,) = self._checked(self._nvrtc.nvrtcGetSupportedArchs())
+        return arch in {f"sm_{number}" for number in known}
+
     def compile(self, text: str, room: str, arch: str, out: Path) -> tuple[bool, str]:
         """(whether `out` was written, what the compiler said)."""
         nvrtc, given = self._nvrtc, headers(room)
@@ -112,6 +118,9 @@ class Emulated:
         digest = hashlib.sha256(Path(driver).read_bytes()).hexdigest()[:12]
         self.version = f"emulation {digest} {os.environ.get('KERNELS_EMULATION_FLAGS', '')}"
 
+    def knows(self, arch: str) -> bool:
+        return True
+
     def compile(self, text: str, room: str, arch: str, out: Path) -> tuple[bool, str]:
         given, log = out.with_name("kernel.cu"), out.with_name("log")
         given.write_text(text, encoding="utf-8")
@@ -134,12 +143,14 @@ def image(compiler: Nvrtc | Emulated, room: str, text: str, arch: str, name: str
     log = folder / "failed.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock", f"the CUDA kernel {name}"):
+        with locked(folder / "lock", f"the CUDA kernel {name}") as alone:
             found = whole_build(folder, IMAGE)
             if found:  # another process was quicker
                 return found.library
             if log.exists():
                 raise BuildError(_failure(name, log.read_text(encoding="utf-8", errors="replace"), log))
+            if alone:
+                clear(folder)
             return _compile(compiler, room, text, arch, name, folder, log)
     except OSError as error:
         why = error.strerror or error
@@ -153,11 +164,7 @@ def _compile(compiler: Nvrtc | Emulated, room: str, text: str, arch: str, name: 
         with tempfile.TemporaryDirectory(prefix="work-", dir=folder, ignore_cleanup_errors=True) as work:
             built, said = compiler.compile(text, room, arch, Path(work, IMAGE))
             if not built:
-                partial = Path(work, "failed")
-                with contextlib.suppress(OSError):
-                    partial.write_text(f"{compiler.version}\n{text}\n{said}", encoding="utf-8")
-                    os.replace(partial, log)
-                raise BuildError(_failure(name, said, log))
+                _fail(name, text, said, compiler.version, Path(work, "failed"), log)
             seconds = round(time.perf_counter() - start, 2)
             about = {"kernel": name, "arch": arch, "seconds": seconds, "takes": resources(said)._asdict()}
             found = keep(Path(work, IMAGE), ["nvrtc"], compiler.version, folder, **about)
@@ -190,10 +197,22 @@ def built() -> list[dict]:
     for path in sorted(cache_root().glob(f"cuda-*/{RECORD}")):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(path.read_bytes()))
-    return [record for record in found if isinstance(record, dict) and "kernel" in record]
+    wanted = {"kernel", "arch", "compiler", "seconds", "takes"}
+    return [record for record in found if isinstance(record, dict) and wanted <= record.keys()]
 
 
-def _failure(name: str, said: str, log: Path) -> str:
+def _fail(name: str, text: str, said: str, version: str, partial: Path, log: Path) -> NoReturn:
+    """Raises; remembers the failure where the sources are to blame."""
+    if not blames_sources(said):
+        raise BuildError(_failure(name, said, None))
+    with contextlib.suppress(OSError):
+        partial.write_text(f"{version}\n{text}\n{said}", encoding="utf-8")
+        os.replace(partial, log)
+    raise BuildError(_failure(name, said, log))
+
+
+def _failure(name: str, said: str, log: Path | None) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [*(line for line in lines if "error" in line.lower()), *lines[-1:], "the compiler gave no message"]
-    return f"the CUDA kernel {name} does not compile: {telling[0][:500]} (whole log: {log}; delete it to try again)"
+    kept = f"whole log: {log}; delete it to try again" if log else "the next call tries again"
+    return f"the CUDA kernel {name} does not compile: {telling[0][:500]} ({kept}; KERNELS_IMPL=triton goes round it)"

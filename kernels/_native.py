@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
+import importlib
 import itertools
 import os
 import threading
-from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from kernels._build import LEVELS, ROOMS, SOURCES, find_or_build
+from kernels._build import LEVELS, ROOMS, SOURCES, load_library
 from kernels._cache import MODULE, Build, BuildError, cache_root
 
 __all__ = [
@@ -45,33 +43,14 @@ if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that i
     os.register_at_fork(after_in_child=_unlock)
 
 
-def _import(path: Path) -> ModuleType:
-    loader = importlib.machinery.ExtensionFileLoader(MODULE, str(path))
-    spec = importlib.util.spec_from_file_location(MODULE, path, loader=loader)
-    assert spec is not None  # as it is where a loader is given
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
 def _find() -> ModuleType | str:
     global _build
     try:
-        build = find_or_build()
+        module, build = load_library()
     except BuildError as error:
         return str(error)
     except OSError as error:  # what no other message foresees
         return f"{type(error).__name__}: {error}"
-    try:
-        module = _import(build.library)
-    except (OSError, ImportError) as error:
-        mapped = "failed to map segment" in str(error)
-        way_out = (
-            "is it on a file system mounted noexec? KERNELS_CACHE names another folder"
-            if mapped
-            else "deleting its folder builds it anew"
-        )
-        return f"the built library does not load: {error} ({way_out})"
     why = _difference(module)
     if why:
         return why

@@ -27,9 +27,11 @@ def forked(tmp_path_factory):
 # `make check` runs what is not long: operators against the oracle, arguments, data, options, networks.
 TESTS = Path(__file__).parent
 QUICK = tuple(TESTS / folder for folder in ("kernels", "i2i/data", "i2i/networks", "i2i/cli"))
-# that compile, trace, start processes or try at random
-LONG_FILES = re.compile("test_(backends|build|environment|export|fuzz|guard|memory|tracing|.*_offline).py")
-LONG_NAMES = re.compile("compil|export|onnx")
+# that emulate a GPU, compile, trace, start processes or try at random
+LONG_FILES = re.compile(
+    "test_(backends|build|cuda.*|device.*|environment|export|fuzz|guard|memory|tracing|.*_offline).py"
+)
+LONG_NAMES = re.compile("compil|export|onnx|opcheck|terminal|interrupted")
 
 
 def is_long(item):

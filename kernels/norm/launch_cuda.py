@@ -103,8 +103,9 @@ def _numbers(p: _Problem, spec: Spec, c: Cut, **more: Any) -> dict[str, Any]:
 def _cut(p: _Problem, spec: Spec, alignment: int, backward: bool) -> Cut:
     n, c = p.shape[:2]
     length = math.prod(p.shape[2:])
-    if length >= 2**31 - 2**20:
-        raise ValueError(f"x: got planes of {length} elements, want less than 2^31 for the CUDA kernels")
+    written = math.prod(size + 2 * spec.padding for size in p.shape[2:])
+    if written >= 2**31 - 2**20:
+        raise ValueError(f"x: got planes of {length} elements, {written} padded, want less than 2^31 on CUDA")
     shape = Shape(n, c, length, p.dtype.itemsize, p.channels_last, alignment, spec.kind)
     return cut(shape, _cuda.device(p.index), backward=backward, padded=spec.padding > 0, held=HELD)
 
@@ -134,9 +135,9 @@ def _plan_forward(p: _Problem, spec: Spec, mode: int, alignment: int, alone: boo
     """alone: statistics, no y."""
     c = _cut(p, spec, alignment, backward=False)
     numbers = _numbers(p, spec, c, **options)
-    wide = (
-        vector(numbers["out_length"], p.dtype.itemsize, alignment) if spec.padding and not p.channels_last else c.vector
-    )
+    wide = c.vector  # of an access to y
+    if spec.padding and not p.channels_last:
+        wide = vector(numbers["out_length"], p.dtype.itemsize, alignment)
     emit = f"{spec.activation}, {str(spec.padding > 0).lower()}, {mode}, {wide}"
     launches = _Launches(p, c, "forward", numbers)
     blocks = c.groups * c.pieces
@@ -303,9 +304,8 @@ def moments_backward(grad_mean: Tensor, grad_std: Tensor, x: Tensor, stats: Tens
     plan = _plans.get(key)
     if plan is None:
         spec = Spec(kind, 0.0, 0.0, 0, 0.0, 0)
-        c = _cut(
-            p, spec._replace(kind=LAYER_STD), alignment, backward=True
-        )  # no sums: as small pieces as fill the device
+        # no sums: as small pieces as fill the device
+        c = _cut(p, spec._replace(kind=LAYER_STD), alignment, backward=True)
         launches = _Launches(p, c, "backward", _numbers(p, spec, c))
         launches.add("moments_backward", f"{_types(p, c)}, {c.per}", c.groups * c.pieces, c.threads)
         plan = _plans[key] = Plan(False, tuple(launches.made), 0, 0, False)

@@ -96,9 +96,9 @@ _plane_stats_backward = torch.ops.fused_i2i.plane_stats_backward.default
 
 
 def _as(t: Tensor | None, like: Tensor | None) -> Tensor | None:
-    if like is None or t is None or t.dtype == like.dtype:
-        return None if like is None else t
-    return t.to(like.dtype)
+    if like is None or t is None:
+        return None
+    return t if t.dtype == like.dtype else t.to(like.dtype)  # `to` costs a microsecond where there is nothing to do
 
 
 class _Norm(torch.autograd.Function):

@@ -62,6 +62,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=why))
         elif not backends.interpreting():
             item.add_marker("gpu")
+    for item in items:
+        on_gpu = hasattr(item, "callspec") and item.callspec.params.get("impl") == "cuda" and torch.cuda.is_available()
+        if on_gpu:
+            item.add_marker("gpu")
     if backends.interpreting():
         leave_to_slow(cases)
 

@@ -12,7 +12,7 @@ from support import emulated
 from support.cuda_offline import needs_nvrtc
 
 import kernels
-from kernels import _cuda, _cuda_build, backends
+from kernels import _build, _cuda, _cuda_build, backends
 from kernels._cache import BuildError
 from kernels.norm import launch_cuda
 from kernels.norm.spec import Spec
@@ -58,6 +58,28 @@ def test_old_devices_are_left_to_triton(without):
     without.setattr(torch.cuda, "is_available", lambda: True)
     without.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     assert _cuda.why_not() == "the device has compute capability 7.5, want 8.0 or more"
+
+
+def test_devices_that_the_compiler_does_not_know_are_left_to_triton(emulation, monkeypatch):
+    """As a GPU newer than the CUDA that torch was built for."""
+    monkeypatch.setattr(_cuda_build.Emulated, "knows", lambda self, arch: False)
+    with pytest.raises(kernels.BackendUnavailable, match="the device is sm_90, which emulation .* does not know"):
+        kernels.instance_norm(X, impl="cuda")
+
+
+@needs_nvrtc
+def test_what_nvrtc_knows():
+    nvrtc = _cuda_build.Nvrtc()
+    assert nvrtc.knows("sm_80") and nvrtc.knows("sm_90") and not nvrtc.knows("sm_20") and not nvrtc.knows("sm_990")
+
+
+def test_a_launcher_that_does_not_load(emulation, monkeypatch):
+    def noexec(name, path):
+        raise ImportError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(_build, "_import", noexec)
+    with pytest.raises(kernels.BackendUnavailable, match="does not load: .*mounted noexec"):
+        kernels.instance_norm(X, impl="cuda")
 
 
 def test_rocm_is_left_to_triton(without):
@@ -118,6 +140,29 @@ def test_a_kernel_that_does_not_compile_is_remembered(emulation, monkeypatch, tm
         assert "compiling" in capfd.readouterr().err
     finally:
         _cuda_build.headers.cache_clear()
+
+
+def test_a_failure_of_the_machine_is_not_remembered(emulation, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("KERNELS_CACHE", str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        full = "error: kernel.o: No space left on device"
+        patch.setattr(_cuda_build.Emulated, "compile", lambda *given: (False, full))
+        for _ in range(2):
+            with pytest.raises(BuildError, match="No space left.*the next call tries again; KERNELS_IMPL=triton"):
+                launch_cuda.forward(X, None, None, None, PLAIN)
+            assert "compiling the CUDA kernel" in capfd.readouterr().err
+    (folder,) = tmp_path.glob("cuda-*")
+    (folder / "work-of-the-dead").mkdir()
+    launch_cuda.forward(X, None, None, None, PLAIN)
+    assert {path.name for path in folder.iterdir()} == {"lock", _cuda_build.IMAGE, "build.json"}
+
+
+def test_damaged_records_are_left_out_of_the_report(emulation, monkeypatch, tmp_path):
+    monkeypatch.setenv("KERNELS_CACHE", str(tmp_path))
+    for name, text in (("a", "{"), ("b", "[]"), ("c", '{"kernel": "x"}')):
+        (tmp_path / f"cuda-{name}").mkdir()
+        (tmp_path / f"cuda-{name}" / "build.json").write_text(text)
+    assert "sm_90; 0 kernels built" in kernels.backend_report()
 
 
 def test_a_build_is_used_again(emulation, monkeypatch, tmp_path, capfd):

@@ -7,13 +7,10 @@ import pytest
 import torch
 from support.cuda_offline import DEVICES, all_compiled, needs_nvrtc, planned, problems
 
-from kernels import backends
 from kernels.patches import launch_cuda as patches
 from kernels.resample import launch_cuda as resample
 from kernels.resample.spec import DOWN, PAD, UP, Spec
 from kernels.sinkhorn import launch_cuda as sinkhorn
-
-ROOMS = ("patches", "resample", "sinkhorn")
 
 
 def launch_all(dtype, channels_last):
@@ -52,12 +49,8 @@ CASES = [(d, last) for d in (torch.bfloat16, torch.float32, torch.float16) for l
     ids=str,
 )
 def test_resources(arch, case):
-    for room in ROOMS:
-        backends.launcher(room, "cuda")._plans.clear()
     with planned(arch) as found:
         launch_all(*case)
-    for room in ROOMS:
-        backends.launcher(room, "cuda")._plans.clear()
     names = {launch.name for launch in found}
     assert names == {"gather", "scatter", "resample", "iterate", "sweep", "gradient"}
     kernels = all_compiled(found, arch)

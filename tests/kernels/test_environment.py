@@ -118,9 +118,9 @@ def test_every_odd_environment_is_one_reason_and_the_reference(tmp_path, cache, 
             "first": "from kernels import _build; from pathlib import Path; _build.SOURCES = Path('/gone/csrc')"
         },
         "failed to map segment from shared object (is it on a file system mounted noexec?": {
-            "first": "from kernels import _native\n"
-            "def noexec(path): raise ImportError(f'{path}: failed to map segment from shared object')\n"
-            "_native._import = noexec",
+            "first": "from kernels import _build\n"
+            "def noexec(name, path): raise ImportError(f'{path}: failed to map segment from shared object')\n"
+            "_build._import = noexec",
             "KERNELS_CACHE": whole,
         },
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import subprocess
 import tempfile
@@ -60,9 +59,12 @@ def forget() -> None:
         function.cache_clear()
     _cuda._loaded.clear()
     backends._chosen.clear()
+    forget_plans()
+
+
+def forget_plans() -> None:
     for room in ROOMS:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(f"kernels.{room}.launch_cuda")._plans.clear()
+        backends.launcher(room, "cuda")._plans.clear()
 
 
 @contextlib.contextmanager

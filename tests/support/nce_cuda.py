@@ -34,6 +34,7 @@ def everything() -> list[torch.Tensor]:
 
 def layer_of(given: dict) -> Layer:
     """Weights as the public function would pass them."""
-    q, k, negatives, log_weight, similarity_weight = given.values()
+    on_host = (None if t is None else t.cpu() for t in given.values())  # for the emulation, also where there is a GPU
+    q, k, negatives, log_weight, similarity_weight = on_host
     shape = (*q.shape[:2], (k if negatives is None else negatives).shape[-2])
     return Layer(q, k, negatives, *(None if w is None else w.expand(shape) for w in (log_weight, similarity_weight)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.norm_device import force, randn, restore
+from support.norm_device import force, restore
+from support.norm_device import on_host as randn
 
 from kernels.norm import launch_cuda
 from kernels.norm.spec import INSTANCE, INSTANCE_UNBIASED, LAYER_STD, Spec

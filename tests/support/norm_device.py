@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from support.device_numerics import DEVICE, close
 
@@ -60,11 +62,14 @@ def restore(impl):
         launch_triton.configure.cache_clear()
 
 
-def randn(*shape, dtype=torch.float32, seed=0, channels_last=False):
-    t = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+def randn(*shape, dtype=torch.float32, seed=0, channels_last=False, device=DEVICE):
+    t = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
     if channels_last:
         t = t.contiguous(memory_format=torch.channels_last_3d if t.dim() == 5 else torch.channels_last)
     return t
+
+
+on_host = functools.partial(randn, device="cpu")  # for the emulation, also where there is a GPU
 
 
 def check(impl, op, x, *others, gradient=None, terms=0.0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from support.norm_device import randn
+from support.norm_device import on_host as randn
 
 from kernels.patches import launch_cuda
 

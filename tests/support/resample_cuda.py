@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from support.norm_device import randn
+from support.norm_device import on_host as randn
 
 from kernels.resample import launch_cuda
 from kernels.resample.spec import DOWN, PAD, UP, Spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.norm_device import randn
+from support.norm_device import on_host as randn
 
 from kernels.sinkhorn import launch_cuda
 

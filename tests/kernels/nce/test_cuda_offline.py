@@ -26,16 +26,8 @@ class Case(NamedTuple):
     needs: tuple = (True, True, True, False)
 
 
-@pytest.fixture(autouse=True)
-def planned_anew():
-    launch_cuda._plans.clear()
-    yield
-    launch_cuda._plans.clear()
-
-
 def launches(cases: list[Case], arch: str) -> list[Launch]:
     """Everything forward and backward of these calls would launch."""
-    launch_cuda._plans.clear()
     with planned(arch) as found:
         for case in cases:
             layers = [layer(case, *size) for size in case.sizes]

@@ -15,15 +15,7 @@ from kernels.norm.spec import INSTANCE, LAYER_STD
 LAYOUTS = [(d, channels_last) for d in (FLOAT, BF16) for channels_last in (False, True)]
 
 
-@pytest.fixture(autouse=True)
-def planned_anew():
-    launch_cuda._plans.clear()
-    yield
-    launch_cuda._plans.clear()
-
-
 def launches(cases: list[Case], arch: str) -> list[Launch]:
-    launch_cuda._plans.clear()
     with planned(arch) as found:
         for case in cases:
             call(launch_cuda, case)
