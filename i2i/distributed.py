@@ -1,7 +1,7 @@
 """Several processes train one model, started by torchrun: each takes its share of the batch, gradients are averaged.
 
 Not torch's DistributedDataParallel: it prepares one backward pass per forward pass, and a step of these methods takes
-several losses back one by one to keep one graph in memory at a time. The average is taken once, before the update.
+several losses back one by one to keep one graph in memory at a time. `i2i.methods.overlap` is told which is the last.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from i2i import multi_tensor
 from i2i.errors import UsageError
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -91,13 +92,25 @@ def average_gradients(gradients: Sequence[Tensor]) -> None:
 
 def average(tensors: list[Tensor]) -> None:
     """Tensors of one dtype := their mean over all processes, in place."""
-    if world() == 1 or not tensors:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= world()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(mean.view(tensor.shape))
+    if world() > 1 and tensors:
+        Averaging(tensors).finish()
+
+
+class Averaging:
+    """Of tensors of one dtype over two or more processes: begins at once, while this process goes on computing. All
+    begin theirs in one order."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.tensors = tensors
+        self.flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self.work: Any = dist.all_reduce(self.flat, async_op=True)
+
+    def finish(self) -> None:
+        """Tensors := their means. On the CPU it waits for them, on a GPU the current stream does."""
+        self.work.wait()
+        self.flat /= world()
+        means = self.flat.split([tensor.numel() for tensor in self.tensors])
+        multi_tensor.copy(self.tensors, [mean.view(t.shape) for t, mean in zip(self.tensors, means, strict=True)])
 
 
 @torch.no_grad()

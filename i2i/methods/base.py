@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from i2i.devices import move_network
 from i2i.graphs import Draws, Graphs, Losses
 from i2i.methods.averages import Average
 from i2i.methods.half_weights import HalfWeights
+from i2i.methods.overlap import Overlap
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,6 +51,7 @@ class Method:
         self.half_weights: dict[str, HalfWeights] = {}
         if config.precision in AUTOCAST:
             self.half_weights = {n: HalfWeights(net, AUTOCAST[config.precision]) for n, net in self.networks.items()}
+        self.overlap = Overlap()
         self.record(Graphs(self.device, config.cuda_graphs))
 
     def build(self) -> dict[str, nn.Module]:
@@ -130,7 +132,7 @@ class Method:
             stack.enter_context(torch.autocast(self.device.type, dtype, enabled=self.config.precision in AUTOCAST))
             for weights in self.half_weights.values():
                 weights.check()
-                stack.enter_context(weights.used())
+                stack.enter_context(weights.used(in_buckets=self.overlapping))
             yield
 
     @contextmanager
@@ -146,15 +148,31 @@ class Method:
         for name in names:
             self.optimizers[name].zero_grad()
 
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+    @property
+    def overlapping(self) -> bool:
+        """Whether gradients are averaged during backward passes. Not where steps are recorded: a graph's replay calls
+        no hooks."""
+        return distributed.world() > 1 and self.graphs.recorder is None
+
+    def backward(self, loss: Tensor, *, last: Sequence[str] = ()) -> None:
+        """Adds the gradients of `loss`, scaled in float16. `last`: networks to which no backward pass comes after this
+        one before they are updated; several processes average their gradients meanwhile."""
+        self.go_back([self.scaler.scale(loss)], [None], last=last)
+
+    def go_back(
+        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], *, last: Sequence[str] = ()
+    ) -> None:
+        """From outputs with these gradients, scaled already, as far as there is a graph. `last`: see `backward`."""
+        named = last and self.overlapping
+        with self.overlap.last({name: self.networks[name] for name in last}) if named else nullcontext():
+            torch.autograd.backward(outputs, gradients)
 
     def update(self, *names: str) -> None:
         """Step these optimisers, with gradients averaged over all processes."""
         for name in names:
             optimizer = self.optimizers[name]
             if distributed.world() > 1:
-                gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                gradients = self.overlap.finish([p for group in optimizer.param_groups for p in group["params"]])
                 self.graphs.outside(distributed.average_gradients, gradients)
             with self.device_rates(name):
                 self.scaler.step(optimizer)

@@ -221,7 +221,8 @@ class CUT(Method):
         self.zero_grad(*others)
         losses |= self.backward_generator(translated, keys, real_b, drawn)
         gradients = [images.grad for images in translated]
-        torch.autograd.backward(outputs, gradients if len(outputs) == len(gradients) else [torch.cat(gradients)])
+        gradients = gradients if len(outputs) == len(gradients) else [torch.cat(gradients)]
+        self.go_back(outputs, gradients, last=["G"])
         self.update(*others)
         return losses
 
@@ -269,13 +270,15 @@ class CUT(Method):
         with self.full_precision():
             return projection.project([wide(x) for x in features])
 
-    def backward_discriminator(self, real: Tensor, fake: Tensor, share: Tensor | None) -> Losses:
-        """Leaves the gradients of D's losses in D. Returns those losses, detached."""
+    def backward_discriminator(
+        self, real: Tensor, fake: Tensor, share: Tensor | None, last: Sequence[str] = ("D",)
+    ) -> Losses:
+        """Leaves the gradients of D's losses in D. Returns those losses, detached. `last`: see `backward`."""
         with self.autocast():
             losses = discriminator_loss(self.gan, self.D, real, fake)
         if share is not None:
             losses["D_GP"] = gradient_penalty(self.D, real, fake, share=share)
-        self.backward(0.5 * total(losses.values()))
+        self.backward(0.5 * total(losses.values()), last=last)
         return {name: loss.detach() for name, loss in losses.items()}
 
     def backward_generator(
@@ -295,7 +298,7 @@ class CUT(Method):
                 loss = self.nce_loss(
                     rows, drawn["queries"][source], translated[source], None if queue is None else queue.rows
                 )
-            self.backward(loss / len(keys))
+            self.backward(loss / len(keys), last=["F"] if source == len(keys) - 1 else [])
             if queue is not None:
                 new = self.graphs.outside(gathered, rows) if distributed.world() > 1 else gathered(rows)
                 queue.push(new, drawn["places"][source])

@@ -96,6 +96,7 @@ class CycleGAN(Method):
         backward pass. Direction by direction and loss by loss the gradients are the same, and at most three are held.
         """
         config, other = self.config, "B" if side == "A" else "A"
+        second = side == "B"  # of the two directions: in it each generator has its last backward pass
         lambdas = {"A": config.lambda_a, "B": config.lambda_b}
         inputs = [source, target] if config.lambda_identity else [source]
         # One forward for both where images do not meet in it.
@@ -116,7 +117,7 @@ class CycleGAN(Method):
         with self.autocast():
             back = self.networks[f"G_{other}"](fake)
         losses[f"cycle_{side}"] = lambdas[side] * l1_loss(back, source)
-        self.backward(losses[f"cycle_{side}"])
+        self.backward(losses[f"cycle_{side}"], last=[f"G_{other}"] if second else [])
         if config.lambda_identity:
             loss = config.lambda_identity * lambdas[other] * l1_loss(halves[1], target)
             self.backward(loss)
@@ -124,7 +125,8 @@ class CycleGAN(Method):
         losses |= self.backward_more(side, source, fake, draws)
 
         gradients = [half.grad for half in halves]
-        torch.autograd.backward(outputs, gradients if len(outputs) == len(halves) else [torch.cat(gradients)])
+        gradients = gradients if len(outputs) == len(halves) else [torch.cat(gradients)]
+        self.go_back(outputs, gradients, last=[f"G_{side}"] if second else [])
         return fake.detach(), {name: loss.detach() for name, loss in losses.items()}
 
     def backward_more(self, side: str, source: Tensor, fake: Tensor, draws: Draws) -> Losses:
@@ -139,7 +141,7 @@ class CycleGAN(Method):
         if share is not None:
             losses["D_GP"] = gradient_penalty(self.networks[name], real, fake, share=share)
         loss = 0.5 * total(losses.values())
-        self.backward(loss)
+        self.backward(loss, last=[name])
         return loss.detach()
 
     def extra_state(self) -> dict[str, Any]:

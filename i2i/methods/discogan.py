@@ -117,8 +117,8 @@ class DiscoGAN(Alternating):
                 fake_b, fake_a = self.through(self.G_A, real_a), self.through(self.G_B, real_b)
             self.zero_grad("D")
             losses = {
-                "D_A": self.discriminator_loss(self.D_A, real_b, fake_b),
-                "D_B": self.discriminator_loss(self.D_B, real_a, fake_a),
+                "D_A": self.discriminator_loss("D_A", real_b, fake_b),
+                "D_B": self.discriminator_loss("D_B", real_a, fake_a),
             }
             self.update("D")
         else:
@@ -134,18 +134,21 @@ class DiscoGAN(Alternating):
         with self.autocast():
             return network(images)
 
-    def discriminator_loss(self, discriminator: DiscoGANDiscriminator, real: Tensor, fake: Tensor) -> Tensor:
-        """Cross entropy, half for real images and half for translated ones; taken back."""
+    def discriminator_loss(self, name: str, real: Tensor, fake: Tensor) -> Tensor:
+        """Cross entropy of discriminator `name`, half for real images and half for translated ones; taken back."""
+        discriminator = self.networks[name]
         scores_real, scores_fake = (wide(self.through(discriminator, images)[0]) for images in (real, fake))
         loss = 0.5 * (F.softplus(-scores_real).mean() + F.softplus(scores_fake).mean())
-        self.backward(loss)
+        self.backward(loss, last=[name])
         return loss
 
     def backward_generators(self, letter: str, source: Tensor, real: Tensor, rate: Any) -> Losses:
         """Of the translation of `source` by G_`letter`, beside `real` images of the domain it translates to. They are
         taken back: as far as a copy of the translation, then once through the generator."""
         forth, discriminator = self.networks[f"G_{letter}"], self.networks[f"D_{letter}"]
-        back = self.G_B if letter == "A" else self.G_A
+        other = "B" if letter == "A" else "A"
+        back = self.networks[f"G_{other}"]
+        second = letter == "B"  # of the two directions: in it each generator has its last backward pass
         fake = self.through(forth, source)
         copy = fake.detach().requires_grad_()
 
@@ -157,8 +160,8 @@ class DiscoGAN(Alternating):
         # Half the difference: the published mean is over images in [0, 1].
         around = wide(self.through(back, copy))
         reconstruction = (0.5 * (around - source)).square().mean()
-        self.backward(rate * reconstruction)
-        fake.backward(copy.grad)
+        self.backward(rate * reconstruction, last=[f"G_{other}"] if second else [])
+        self.go_back([fake], [copy.grad], last=[f"G_{letter}"] if second else [])
         return {f"G_{letter}": gan, f"FM_{letter}": matching, f"rec_{letter}": reconstruction}
 
     def visuals(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from i2i import multi_tensor
+from i2i.methods.overlap import buckets
 
 # Layers that give weight and bias to an operator which autocast runs in 16 bits, and do nothing else with them.
 CAST = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -35,6 +36,11 @@ class HalfWeights:
                     self.weights.append(parameter)
         self.copies = [torch.empty_like(weight, dtype=dtype, requires_grad=False) for weight in self.weights]
         self.seen: list[tuple[int, int]] = []
+        at: dict[int, list[int]] = {}
+        for i, weight in enumerate(self.weights):
+            at.setdefault(id(weight), []).append(i)
+        found = [[i for p in bucket for i in at.get(id(p), ())] for bucket in buckets(network.parameters())]
+        self.parts = [part for part in found if part]  # which of them are in one bucket of `overlap`
 
     def renew(self) -> None:
         """Copy the weights, which an update has changed."""
@@ -50,12 +56,20 @@ class HalfWeights:
         return [(weight._version, weight.data_ptr()) for weight in self.weights]
 
     @contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self, in_buckets: bool = False) -> Iterator[None]:
         """The layers see the copies. As with autocast's own, gradients add up in 16 bits where weights are used several
-        times in one such context, and in float32 beyond."""
-        copies: Any = self.copies
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights):
-            copies = _Copies.apply(self.copies, *self.weights)
+        times in one such context, and in float32 beyond. `in_buckets`: those of a bucket of `overlap` are added as soon
+        as they are all there, and not those of the network at the end of the backward pass."""
+        copies: list[Any] = list(self.copies)
+        for part in self.parts if in_buckets else [range(len(copies))]:
+            weights = [self.weights[i] for i in part]
+            if not torch.is_grad_enabled() or not any(weight.requires_grad for weight in weights):
+                continue
+            tracked: Any = _Copies.apply([self.copies[i] for i in part], *weights)
+            if in_buckets:  # autograd runs what was made first last, but for what comes before all else
+                tracked[0].grad_fn._set_sequence_nr(torch.iinfo(torch.int64).max)
+            for i, copy in zip(part, tracked, strict=True):
+                copies[i] = copy
         with self._shown(copies):
             yield
 

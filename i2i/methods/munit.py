@@ -224,7 +224,7 @@ class MUNIT(Method):
                 self.gan(of_fake, False) + self.gan(of_real, True)
                 for of_fake, of_real in (each.float().chunk(2) for each in scores)
             )
-            self.backward(self.config.gan_w * losses[f"dis_{here}"])
+            self.backward(self.config.gan_w * losses[f"dis_{here}"], last=[f"dis_{here}"])
         self.update("dis")
         return losses
 
@@ -249,8 +249,9 @@ class MUNIT(Method):
                 self.backward(self.weighted(group))
                 losses |= group
             gradients: list[Any] = [own.grad, fake.grad]
-            decoded.backward(torch.cat(gradients))
-        torch.autograd.backward(encoded, [code.grad for code in (*content.values(), *style.values())])
+            self.go_back([decoded], [torch.cat(gradients)])
+        gradients = [code.grad for code in (*content.values(), *style.values())]
+        self.go_back(encoded, gradients, last=["gen_a", "gen_b"])
         self.update("gen")
         return losses | {"G": self.weighted(losses)}
 

@@ -133,11 +133,12 @@ class OPGAN(CycleGAN):
         domain = F.cross_entropy(wide(logits), pairs.classes)
 
         weight = 0.5 * config.lambda_s  # of two directions
+        last = ["S"] if side == "B" else []
         if config.register_siamese:
-            self.backward(weight * (content + domain))
+            self.backward(weight * (content + domain), last=last)
         else:
             self.scaler.scale(weight * content).backward(inputs=[fake], retain_graph=True)
-            self.backward(weight * domain)
+            self.backward(weight * domain, last=last)
         return {f"S_content_{side}": content, f"S_domain_{side}": domain, f"S_variance_{side}": variance}
 
 

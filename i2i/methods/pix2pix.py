@@ -79,7 +79,7 @@ class Pix2Pix(Method):
             losses = discriminator_loss(self.gan, self.D, real, fake)
         if draws.tensors is not None:
             losses["D_GP"] = gradient_penalty(self.D, real, fake, share=draws.tensors)
-        self.backward(0.5 * total(losses.values()))
+        self.backward(0.5 * total(losses.values()), last=["D"])
         self.update("D")
 
         self.zero_grad("G")
@@ -87,7 +87,7 @@ class Pix2Pix(Method):
             scores = self.D(torch.cat([real_a, fake_b], 1))
         g_gan = self.gan.for_generator(scores)
         g_l1 = self.config.lambda_l1 * l1_loss(fake_b, real_b)
-        self.backward(g_gan + g_l1)
+        self.backward(g_gan + g_l1, last=["G"])
         self.update("G")
         return {name: loss.detach() for name, loss in ({"G_GAN": g_gan, "G_L1": g_l1} | losses).items()}
 

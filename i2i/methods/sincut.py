@@ -74,11 +74,13 @@ class SinCUT(CUT):
 
     config: SinCUTConfig
 
-    def backward_discriminator(self, real: Tensor, fake: Tensor, share: Tensor | None) -> Losses:
-        losses = super().backward_discriminator(real, fake, share)
+    def backward_discriminator(
+        self, real: Tensor, fake: Tensor, share: Tensor | None, last: Sequence[str] = ("D",)
+    ) -> Losses:
+        losses = super().backward_discriminator(real, fake, share, last=())
         slope = image_gradient(self.D, real)
         penalty = 0.5 * self.config.lambda_r1 * slope.square().sum((1, 2, 3)).mean()
-        self.backward(penalty)
+        self.backward(penalty, last=last)
         return losses | {"D_R1": penalty.detach()}
 
     def backward_generator(

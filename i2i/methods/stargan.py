@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -190,7 +191,7 @@ class StarGAN(Alternating):
         losses = self.take_back(self.real_losses(real, labels, draws))
         losses |= self.take_back({"D_fake": self.judge(fake)[1].mean()})
         penalty = gradient_penalty(lambda x: self.D(x)[0], real, fake, weight=1.0, share=draws.tensors["share"])
-        losses |= self.take_back({"D_gp": penalty})
+        losses |= self.take_back({"D_gp": penalty}, last=["D"])
         self.update("D")
         return losses
 
@@ -201,14 +202,14 @@ class StarGAN(Alternating):
         with frozen(self.D):
             losses = self.take_back(self.fake_losses(copy, targets))
         losses |= self.take_back(self.reconstruction_losses(real, labels, copy, draws))
-        fake.backward(copy.grad)
+        self.go_back([fake], [copy.grad], last=["G"])
         self.update("G")
         return losses
 
-    def take_back(self, losses: Losses) -> Losses:
-        """Gradients of the weighted sum. Returns `losses`."""
+    def take_back(self, losses: Losses, last: Sequence[str] = ()) -> Losses:
+        """Gradients of the weighted sum. Returns `losses`. `last`: see `backward`."""
         if losses:
-            self.backward(total(self.weights.get(name, 1.0) * loss for name, loss in losses.items()))
+            self.backward(total(self.weights.get(name, 1.0) * loss for name, loss in losses.items()), last=last)
         return losses
 
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
