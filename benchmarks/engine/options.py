@@ -1,4 +1,4 @@
-"""What the three commands have in common: rounds, device, folder, and how they end when these cannot be had."""
+"""What the commands have in common: rounds, device, folder, and how they end when these cannot be had."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class Place(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser, rounds: str, files: str, default: int | None = None) -> None:
     """rounds, files: what the help says of them."""
     parser.add_argument("--rounds", type=_positive, default=default, help=rounds)
+    add_place(parser, files)
+
+
+def add_place(parser: argparse.ArgumentParser, files: str) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--output", type=Path, help=f"folder for {files} (default runs/benchmarks/MACHINE)")
 

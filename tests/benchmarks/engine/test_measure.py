@@ -13,7 +13,7 @@ from benchmarks.engine.measure import Timing, WallClock, interleave, peak_bytes,
 
 def test_rounds_are_interleaved():
     order: list[str] = []
-    timings = [Timing(name, [lambda name=name: (order.append(name), time.sleep(0.003))]) for name in "ab"]
+    timings = [Timing(name, lambda name=name: (order.append(name), time.sleep(0.003))) for name in "ab"]
     for timing in timings:
         WallClock().prepare(timing)
     order.clear()
@@ -37,7 +37,7 @@ def test_disturbed_rounds_are_replaced_while_half_are_calm(monkeypatch, disturbe
     monkeypatch.setattr(measure.Disturbance, "start", lambda self: None)
     monkeypatch.setattr(measure.Disturbance, "stop", lambda self: next(shares))
     samples = iter(range(99))
-    timing = Timing("a", [])
+    timing = Timing("a", lambda: None)
     timing.sample, timing.repetitions = lambda n: next(samples), 1
     assert interleave([timing], rounds=4) == counts and timing.samples_ms == kept
 

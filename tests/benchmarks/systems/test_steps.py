@@ -147,13 +147,13 @@ def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
     """After the first step of the first contestant; the processes are ended."""
     asked = []
 
-    def interrupted(process, *command):
+    def interrupted(process, until):
         asked.append(process.process)
         if len(asked) == 2:
             raise KeyboardInterrupt
         return {"first_step_s": 1.5, "losses": {}}
 
-    monkeypatch.setattr(turns.Process, "__call__", interrupted)
+    monkeypatch.setattr(turns.Process, "receive", interrupted)
     skipped = [f"--skip={name}" for name in CONTESTANTS if name not in (OURS, PUBLISHED)]
     assert steps.main(["--size", "64", "--output", str(tmp_path), *skipped], SMALL) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -73,7 +73,11 @@ class Here:
         module = importlib.import_module(contestant.module)
         self.child = Child(*module.contestant(str(device), **json.loads(json.dumps(contestant.arguments))))
 
-    def __call__(self, command, *given):
+    def send(self, *command):
+        self.command = command
+
+    def receive(self, until):
+        command, *given = self.command
         return json.loads(json.dumps(getattr(self.child, command)(*given)))
 
     def close(self):
