@@ -92,22 +92,22 @@ class DeviceClock:
             torch.cuda.synchronize()
             return sum(begin.elapsed_time(end) for begin, end in events) / n
 
-        sample(1)
-        timing.sample, timing.repetitions = sample, _repetitions(sample)
+        # each call is timed for itself, so that short samples will do; and most of their time goes into the cache
+        timing.sample, timing.repetitions = sample, _repetitions(sample, most=100)
 
 
 def clock(device: torch.device) -> WallClock | DeviceClock:
     return DeviceClock(device) if device.type == "cuda" else WallClock()
 
 
-def _repetitions(sample: Callable[[int], float]) -> int:
+def _repetitions(sample: Callable[[int], float], most: int = 1 << 16) -> int:
     n = 1
-    while (took := sample(n) * n) < MIN_SAMPLE_MS and n < 1 << 16:
-        n = max(n + 1, min(8 * n, int(1.2 * n * MIN_SAMPLE_MS / max(took, 1e-3))))
+    while (took := sample(n) * n) < MIN_SAMPLE_MS and n < most:
+        n = min(most, max(n + 1, min(8 * n, int(1.2 * n * MIN_SAMPLE_MS / max(took, 1e-3)))))
     return n
 
 
-def wall_us_per_call(timing: Timing, calls: int = 100) -> float:
+def wall_us_per_call(timing: Timing, calls: int = 30) -> float:
     """What one eager call costs the program on a CUDA machine: many calls, one synchronisation."""
     times = []
     with torch.set_grad_enabled(timing.grad):

@@ -33,7 +33,7 @@ from benchmarks.engine.measure import (
     wall_us_per_call,
 )
 from benchmarks.engine.progress import Progress
-from benchmarks.engine.work import FUSED, INTO, MODES, Contestant, Json, Shape, Work, dtype_name
+from benchmarks.engine.work import EAGER, FUSED, INTO, MODES, Contestant, Json, Shape, Work, dtype_name
 from kernels import BackendUnavailable
 
 # Rows whose round takes longer get fewer rounds: their spread is small and minutes are dear.
@@ -167,7 +167,7 @@ def _measure(
         results[timing.name] |= times(timing)
         if suite.flops:
             results[timing.name]["gflops"] = suite.flops(case, backward) / spread(timing.samples_ms)[1] / 1e6
-        if device.type == "cuda":
+        if device.type == "cuda" and timing.name in (FUSED, EAGER):
             results[timing.name]["wall_us_per_call"] = wall_us_per_call(timing)
     for copy in copies:
         copy_ms = spread(copy.samples_ms)[1]

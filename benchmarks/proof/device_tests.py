@@ -15,11 +15,11 @@ from benchmarks.engine.work import Json
 from benchmarks.proof import processes
 from benchmarks.proof.part import Asked, NotHere, OutOfTime
 
-# By what runs the kernels. The native ones first: where time is short, the second opinion waits.
+# The native kernels, and what only a device has, first: where time is short, the second opinion waits.
 RUNS = {"CUDA": "gpu and not slow and not triton", "Triton": "gpu and not slow and triton"}
 # Which would take the tests to the CPU, or past what is to be tested.
 ELSEWHERE = ("TRITON_INTERPRET", "KERNELS_CUDA_DRIVER", "KERNELS_IMPL")
-WORKERS = 12  # at most: most of the time goes into compiling kernels, on one core each; a context takes half a GiB
+WORKERS = 10  # at most: most of the time goes into compiling kernels, on one core each; a context takes half a GiB
 NAMED = 40  # failures whose names are kept
 
 

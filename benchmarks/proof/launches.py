@@ -43,7 +43,8 @@ def run(asked: Asked, found: Json) -> None:
 
 
 def measure(asked: Asked, out: Answers) -> None:
-    out.set(host_calls=CALLS, host_repeats=asked.sizes["repeats"])
+    chosen = backends.choose("auto", torch.empty(1, device=asked.device))
+    out.set(impl=chosen, host_calls=CALLS, host_repeats=asked.sizes["repeats"])
     torch.manual_seed(0)
     for timed in [*public(asked.device), *launchers(asked.device)]:
         if time.monotonic() > asked.until:

@@ -6,9 +6,14 @@ from typing import Any
 
 from benchmarks.engine.plot import png, where
 from benchmarks.engine.work import FUSED, INTO, MODES, Json
-from benchmarks.proof.steps import OURS
+from benchmarks.systems.stock import OURS
 
 FUSED_COLOUR, OTHER = "#0072B2", "#999999"  # of Okabe and Ito
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits, and all of a whole number."""
+    return f"{seconds * 1e3:.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
 
 
 def draw(result: Json) -> bytes:
@@ -82,6 +87,6 @@ def _steps(axis: Any, bars: list[tuple[str, Json]]) -> None:
     axis.margins(x=0.25)
     for place, (_, row) in enumerate(bars):
         memory = f", {row['peak_bytes'] / 2**30:.1f} GiB" if "peak_bytes" in row else ""
-        axis.text(times[place], place, f" {times[place]:.3g}{memory}", va="center", fontsize=8)
+        axis.text(times[place], place, f" {milliseconds(row['median_s'])}{memory}", va="center", fontsize=8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

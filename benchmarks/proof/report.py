@@ -9,8 +9,9 @@ from benchmarks.engine.report import loss_line, provenance, write_files
 from benchmarks.engine.work import EAGER, FUSED, INTO, Json
 from benchmarks.proof import operators, picture
 from benchmarks.proof.part import OK
-from benchmarks.proof.steps import OURS
+from benchmarks.proof.picture import milliseconds
 from benchmarks.proof.targets import MISSED, NOT_MEASURED
+from benchmarks.systems.stock import OURS
 
 NAME = "proof"  # of the files
 
@@ -50,7 +51,7 @@ def _targets(checks: Sequence[Json]) -> list[str]:
         told = "; ".join(filter(None, (check["of"], check["reason"])))
         status = check["status"] if check["status"] != MISSED else f"**{MISSED}**"
         rows.append([check["target"], check["wanted"], check.get("text", "–"), status, told])
-    return _table(["target", "wanted", "found", "", "of what, or why not"], rows)
+    return _table(["target", "wanted", "found", "result", "of what, or why not"], rows)
 
 
 def _parts(parts: Json) -> list[str]:
@@ -63,7 +64,7 @@ def _parts(parts: Json) -> list[str]:
         ]
         for name, p in parts.items()
     ]
-    return _table(["part", "", "seconds", "why"], rows)
+    return _table(["part", "result", "seconds", "why"], rows)
 
 
 def _device(result: Json) -> list[str]:
@@ -108,9 +109,9 @@ def _operators(part: Json) -> list[str]:
     head = ["case", "mode", "fused, µs", "% of copy", EAGER, "best stock code", "torch.compile", "host, µs"]
     about = (
         "Median per call, on a CUDA device its own time with a cold L2 cache; how many times faster fused is than "
-        "eager code, than the fastest of the stock forms and than the faster of what torch.compile makes of them. Of copy: "
-        "the time of a copy that moves the bytes which any implementation must move, over fused's. Host: an eager call "
-        "as the program sees it, fused / eager."
+        "eager code, than the fastest of the stock forms and than the faster of what torch.compile makes of them. Of "
+        "copy: the time of a copy that moves the bytes which any implementation must move, over fused's. Host: an "
+        "eager call as the program sees it, fused / eager."
     )
     summary = operators.summary(part)
     lines = [about, "", *_table(head, rows), ""]
@@ -151,10 +152,10 @@ def _launches(part: Json) -> list[str]:
     if not rows:
         return []
     about = (
-        f"Host time of a call on tiny tensors, the least of {part['host_repeats']} times {part['host_calls']} calls; "
-        "and what the device runs for one: kernels, copies and fills."
+        f'`impl="auto"` takes {part["impl"]}. Host time of a call on tiny tensors, the least of {part["host_repeats"]} '
+        f"times {part['host_calls']} calls; and what the device runs for one: kernels, copies and fills."
     )
-    return [about, "", *_table(["call", "", "host, µs", "launches"], rows)]
+    return [about, "", *_table(["call", "mode", "host, µs", "launches"], rows)]
 
 
 def _steps(part: Json) -> list[str]:
@@ -184,7 +185,7 @@ def _step(row: Json, ours: float | None) -> list[str]:
     timed = "median_s" in row
     return [
         row["name"],
-        f"{row['median_s'] * 1e3:.3g} ({row['p20_s'] * 1e3:.3g}–{row['p80_s'] * 1e3:.3g})"
+        f"{milliseconds(row['median_s'])} ({milliseconds(row['p20_s'])}–{milliseconds(row['p80_s'])})"
         if timed
         else f"**{row['status']}**",
         _times(row["median_s"] / ours) if timed and ours and row["name"] != OURS else "–",

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from benchmarks.engine.progress import Progress
 from benchmarks.engine.work import Json
 from benchmarks.proof.part import Asked, OutOfTime
-from benchmarks.systems.stock_cut import CAREFUL, OURS, PUBLISHED
+from benchmarks.systems.stock import CAREFUL, GRAPHS, OURS, PUBLISHED
 from benchmarks.systems.turns import COMMANDS, LATE, Contestant, Turns, scratch
 
-GRAPHS, NO_GRAPH, OURS_FLOAT32 = "torch.compile, CUDA graphs", "ours, no graph", "ours, float32"
+NO_GRAPH, OURS_FLOAT32 = "ours, no graph", "ours, float32"
 SYSTEMS = {
     "CUT": "benchmarks.systems.stock_cut",
+    "CycleGAN": "benchmarks.systems.stock_cyclegan",
+    "MUNIT": "benchmarks.systems.stock_munit",
 }
 
 
@@ -41,17 +43,16 @@ COMPILED = 0.55  # of the part's time: until then torch.compile has to be ready
 
 
 def run(asked: Asked, found: Json) -> None:
-    progress = Progress(len(asked.sizes["systems"]) * len(VARIANTS) * (asked.sizes["rounds"] + COMMANDS))
-    found["size"], found["systems"] = asked.sizes["size"], {}
+    tables = {system: contestants(system, asked) for system in asked.sizes["systems"]}
+    progress = Progress(sum(map(len, tables.values())) * (asked.sizes["rounds"] + COMMANDS))
+    found["size"] = asked.sizes["size"]
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         folder = stack.enter_context(scratch())
         systems = {
-            system: stack.enter_context(
-                Turns(contestants(system, asked), PUBLISHED, asked.device, progress, folder, f"{system} ")
-            )
-            for system in asked.sizes["systems"]
+            system: stack.enter_context(Turns(table, PUBLISHED, asked.device, progress, folder, f"{system} "))
+            for system, table in tables.items()
         }
         try:
             # compiling takes longer than all else and many cores: of all systems at once, before anything is timed

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from benchmarks.engine.work import EAGER, FUSED, MODES, Json
 from benchmarks.proof import launches, operators, training
 from benchmarks.proof.part import OK
-from benchmarks.proof.steps import GRAPHS
-from benchmarks.systems.stock_cut import OURS, PUBLISHED
+from benchmarks.proof.picture import milliseconds
+from benchmarks.systems.stock import GRAPHS, OURS, PUBLISHED
 
 PASSED, MISSED, NOT_MEASURED = "passed", "failed", "not measured"
 LARGE = 64e6  # bytes of a map, from which a norm is held to the speed of a copy
@@ -146,7 +146,7 @@ def times_faster(baseline: str) -> Callable[[Json], Figure | None]:
         if not {OURS, baseline} <= rows.keys():
             return None
         ours, other = rows[OURS]["median_s"], rows[baseline]["median_s"]
-        return other / ours, f"{other * 1e3:.3g} ms against {ours * 1e3:.3g}"
+        return other / ours, f"{milliseconds(other)} ms against {milliseconds(ours)}"
 
     return figure
 
@@ -156,7 +156,7 @@ def of_convolutions(part: Json) -> Figure | None:
     if not ours.get("convolutions_s"):
         return None
     step, inside = ours["median_s"], ours["convolutions_s"]
-    return step / inside, f"a step of {step * 1e3:.3g} ms, {inside * 1e3:.3g} of convolutions"
+    return step / inside, f"a step of {milliseconds(step)} ms, {milliseconds(inside)} of convolutions"
 
 
 def step_launches(part: Json) -> Figure | None:
