@@ -93,10 +93,9 @@ PARTS = {
                 "cuda": {
                     "precisions": ["float32", "bfloat16"],
                     "steps": 300,
-                    "margin": training.MARGIN,
                     "settings": {},
                 },
-                "cpu": {"precisions": ["float32"], "steps": 300, "margin": training.MARGIN, "settings": {}},
+                "cpu": {"precisions": ["float32"], "steps": 300, "settings": {}},
             },
         ),
     )

@@ -147,7 +147,7 @@ def test_a_run_of_the_trainer(tmp_path):
     sizes = {"precisions": ["float32"], "steps": 2, "settings": RUN}
     training.measure(asked(sizes, tmp_path), out)
     (row,) = out.found["runs"]
-    assert (row["precision"], row["steps"], row["metric"]) == ("float32", 2, "PSNR in dB") or row["steps"] == 2
+    assert (row["precision"], row["steps"]) == ("float32", 2) and "PSNR" in row["metric"]
     assert row["rise"] == row["end"] - row["start"] and "G_GAN" in row["last_losses"]
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_does_not_learn_fails(monkeypatch, tmp_path):
     runs = [{"precision": "float32", "rise": 5.0}, {"precision": "bfloat16", "rise": math.nan}]
     monkeypatch.setattr(training, "measured_apart", lambda name, asked, found: found.update(runs=runs))
     with pytest.raises(AssertionError, match="rose in bfloat16 by nan dB, want 3 dB"):
-        training.run(asked({"margin": 3.0}, tmp_path), {})
+        training.run(asked({}, tmp_path), {})
 
 
 def test_a_run_without_photographs_or_time(monkeypatch, tmp_path):
