@@ -129,7 +129,7 @@ CONTESTANTS = contestants(
     published="the published code's operators and order of work, eager float32 NCHW: contents encoded for each update, "
     "the discriminators' through generators with a graph; AdaIN as a batch norm of samples folded into channels",
     eager="the same under bfloat16 autocast, but for the network from styles to scales and shifts, which stays in "
-    "float32: with bfloat16 ones the published AdaIN raises an error",
+    "float32: with bfloat16 ones the published AdaIN raises an error on CPUs",
     careful="stock operators only, channels last, bfloat16 autocast: norms as batch norm of each sample, layer norm by "
     "one multiply-add, no in-place ReLU, padding and upsampling outside autocast, distances as sums, contents encoded "
     "once, no graph or gradient that nobody uses, discriminators on one batch, fused Adam",
