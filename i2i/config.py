@@ -65,6 +65,9 @@ class Config:
         "float32", "float32, bfloat16 or float16 for convolutions and feature maps; weights and losses stay float32"
     )
     ema: float = setting(0.0, "decay per step of a moving average of the generators' weights; 0: no average")
+    cuda_graphs: bool = setting(
+        True, "on CUDA, record the device's part of a step and replay it; false: launch it one by one, step by step"
+    )
     # bookkeeping
     save_every: int = setting(1000, "steps between checkpoints (published: save_latest_freq)")
     sample_every: int = setting(1000, "steps between sheets of pictures (published: display_freq)")

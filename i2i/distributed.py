@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -83,16 +83,10 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def average_gradients(parameters: Iterable[Tensor]) -> None:
+def average_gradients(gradients: Sequence[Tensor]) -> None:
     """Gradients := their mean over all processes, in one transfer for each dtype."""
-    if world() == 1:
-        return
-    gradients: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            gradients.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for group in gradients.values():
-        average(group)
+    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+        average([gradient for gradient in gradients if gradient.dtype == dtype])
 
 
 def average(tensors: list[Tensor]) -> None:

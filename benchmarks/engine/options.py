@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: str, files: str, defa
 
 
 def add_place(parser: argparse.ArgumentParser, files: str) -> None:
+    """What `place` reads."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--output", type=Path, help=f"folder for {files} (default runs/benchmarks/MACHINE)")
 
@@ -40,13 +41,13 @@ def _positive(text: str) -> int:
     return value
 
 
-def place(options: argparse.Namespace) -> Place:
+def place(options: argparse.Namespace, plots: bool = True) -> Place:
     """Where to measure and to write. UsageError or OSError where that, or what the plots need, is missing: now, and not
     after minutes of measuring."""
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device")
-    if importlib.util.find_spec("matplotlib") is None:
+    if plots and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("the plot needs matplotlib: pip install matplotlib")
     folder = options.output or Path("runs/benchmarks") / machine.slug(device)
     make_folder(folder)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from i2i.config import Config
+from i2i.graphs import Losses
 from i2i.methods.base import Method
 
 
@@ -22,10 +23,10 @@ class Alternating(Method):
         self.iteration = 0
         self.shown = {name: torch.zeros((), device=self.device) for name in self.losses}
 
-    def end_step(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The row for a step that computed `losses`."""
+    def step(self, *batch: Tensor) -> Losses:
+        losses = super().step(*batch)
         self.iteration += 1
-        self.shown |= {name: loss.detach() for name, loss in losses.items()}
+        self.shown |= losses
         return dict(self.shown)
 
     def extra_state(self) -> dict[str, Any]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from i2i import distributed
 from i2i.config import Config
 from i2i.devices import move_network
+from i2i.graphs import Draws, Graphs, Losses
+from i2i.methods.averages import Average
+from i2i.methods.half_weights import HalfWeights
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Method:
     """One published system. Subclasses say what it is built of (`build`, `build_optimizers`) and what one training step
-    does (`step`); everything else reads images, schedules, saves and shows, and is the same for all."""
+    does: what it takes from the host (`draw`) and what the device computes (`compute`). Everything else reads images,
+    schedules, saves and shows, and is the same for all."""
 
     name: ClassVar[str]
     title: ClassVar[str]  # one line for people: what it does, and the paper
@@ -42,9 +45,12 @@ class Method:
         self.optimizers = self.build_optimizers()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.averages = {
-            name: AveragedModel(self.networks[name], multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-            for name in (self.generators if config.ema else ())
+            name: Average(self.networks[name], config.ema) for name in (self.generators if config.ema else ())
         }
+        self.half_weights: dict[str, HalfWeights] = {}
+        if config.precision in AUTOCAST:
+            self.half_weights = {n: HalfWeights(net, AUTOCAST[config.precision]) for n, net in self.networks.items()}
+        self.record(Graphs(self.device, config.cuda_graphs))
 
     def build(self) -> dict[str, nn.Module]:
         """The networks by the letters of the published files; each becomes an attribute of that name."""
@@ -53,10 +59,51 @@ class Method:
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         raise NotImplementedError
 
-    def step(self, *batch: Tensor) -> dict[str, Tensor]:
-        """One training step on a batch as the data set gives it. Returns the losses, detached, by their published
-        names; call `after_step` then."""
+    def record(self, graphs: Graphs) -> None:
+        """Steps go through `graphs` from now on."""
+        self.graphs = graphs
+        # What a graph reads at every replay, and the number 2e-4 would be a part of it.
+        self.rates = {
+            name: [torch.tensor(group["lr"], device=self.device) for group in optimizer.param_groups]
+            for name, optimizer in (self.optimizers.items() if graphs.recorder else ())
+        }
+
+    def draw(self, *batch: Tensor) -> Draws:
+        """What a step on this batch takes from the host: everything random, in the order of its generators, and every
+        decision. Of `batch`, only the shapes are looked at, for the device may not have it yet."""
+        return Draws()
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
+        """What the device does in a step: a function of these tensors and of networks and optimisers, as `Graphs.run`
+        wants one. Returns the losses, detached, by their published names."""
         raise NotImplementedError
+
+    def step(self, *batch: Tensor) -> Losses:
+        """One training step on a batch as the data set gives it, on any device: of all networks whose turn it is, of
+        the moving averages and of the scale of float16. Returns the losses, detached, by their published names."""
+        draws = self.draw(*batch)
+        for name, rates in self.rates.items():
+            for rate, group in zip(rates, self.optimizers[name].param_groups, strict=True):
+                rate.fill_(group["lr"])
+        for weights in self.half_weights.values():
+            weights.check()
+        losses = self.graphs.run(self.whole, batch, draws)
+        for average in self.all_averages():
+            average.count()
+        return losses
+
+    def whole(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
+        """`compute`, and what comes after each step."""
+        losses = self.compute(batch, draws)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        for name, average in self.averages.items():
+            average.follow(self.networks[name])
+        return losses
+
+    def all_averages(self) -> list[Average]:
+        """The moving averages that follow once a step."""
+        return list(self.averages.values())
 
     def visuals(self, *batch: Tensor) -> dict[str, Tensor]:
         """Columns of a picture grid, by their published names, for a batch."""
@@ -75,11 +122,25 @@ class Method:
         lr = lr or self.config.lr
         return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
-    def autocast(self) -> torch.autocast:
-        """One region for each part of a step: autocast keeps its 16-bit copies of the weights until a region ends, and
-        would compute with copies from before an update."""
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """For the forward passes of a part of a step, in the precision of the configuration."""
         dtype = AUTOCAST.get(self.config.precision, torch.bfloat16)
-        return torch.autocast(self.device.type, dtype, enabled=self.config.precision in AUTOCAST)
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, dtype, enabled=self.config.precision in AUTOCAST))
+            for weights in self.half_weights.values():
+                weights.check()
+                stack.enter_context(weights.used())
+            yield
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Within `autocast`: for what needs its weights, and all else, as they are."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            for weights in self.half_weights.values():
+                stack.enter_context(weights.unused())
+            yield
 
     def zero_grad(self, *names: str) -> None:
         for name in names:
@@ -92,14 +153,29 @@ class Method:
         """Step these optimisers, with gradients averaged over all processes."""
         for name in names:
             optimizer = self.optimizers[name]
-            distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
-            self.scaler.step(optimizer)
+            if distributed.world() > 1:
+                gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                self.graphs.outside(distributed.average_gradients, gradients)
+            with self.device_rates(name):
+                self.scaler.step(optimizer)
+            updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for weights in self.half_weights.values():
+                if any(id(weight) in updated for weight in weights.weights):
+                    weights.renew()
 
-    def after_step(self) -> None:
-        if self.scaler.is_enabled():
-            self.scaler.update()
-        for name, average in self.averages.items():
-            average.update_parameters(self.networks[name])
+    @contextmanager
+    def device_rates(self, name: str) -> Iterator[None]:
+        """The learning rates of optimiser `name` are tensors meanwhile, where steps are recorded: everybody else, the
+        checkpoint too, knows them as numbers."""
+        groups = self.optimizers[name].param_groups if name in self.rates else []
+        before = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
+        for group, rate in zip(groups, self.rates.get(name, ())):
+            group |= {"lr": rate, "capturable": True}
+        try:
+            yield
+        finally:
+            for group, numbers in zip(groups, before):
+                group |= numbers
 
     def translator(self, name: str) -> nn.Module:
         """The network to translate with: the moving average of `name`, where there is one."""

@@ -9,12 +9,15 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from i2i import distributed
 from i2i.config import setting
 from i2i.errors import UsageError
+from i2i.graphs import Draws, Losses
+from i2i.methods.averages import Average
 from i2i.methods.base import Method, frozen
 from i2i.methods.contrast import ContrastConfig, contrastive_loss
-from i2i.methods.losses import GANLoss, discriminator_loss, total
-from i2i.methods.negatives import ExternalNegatives
+from i2i.methods.losses import GANLoss, discriminator_loss, draw_share, gradient_penalty, total
+from i2i.methods.negatives import ExternalNegatives, gathered
 from i2i.networks import (
     NCE_LAYERS,
     SampledFeatures,
@@ -24,11 +27,10 @@ from i2i.networks import (
     generator,
     init_weights,
 )
+from i2i.networks.patch_features import Ids
 from kernels._dtypes import wide
 
-# Of the contrastive loss, for each tapped layer: rows of the source, and the positions of what is compared with them in
-# the translation. None instead of positions: whole maps (`feature_network`="reshape").
-Keys = tuple[list[Tensor], list[Tensor] | None]
+Rows = list[Tensor]  # of the contrastive loss, for each tapped layer
 
 
 @dataclass
@@ -119,6 +121,7 @@ class CUT(Method):
         super().__init__(config, device, impl)
         # Flips, places of patches, mixtures of the gradient penalty.
         self.rngs["step"] = torch.Generator().manual_seed(config.seed)
+        self.known_sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self.external: ExternalNegatives | None = None
         if config.lambda_nce and config.negatives == "external":
             shape = len(config.nce_layers), config.queue_size, config.feature_width
@@ -163,21 +166,46 @@ class CUT(Method):
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {name: self.adam(name) for name, net in self.networks.items() if list(net.parameters())}
 
-    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
-        """One update of D, then one of G and F, on images (N, C, H, W) in [-1, 1]. Returns the losses, detached."""
-        config = self.config
+    def draw(self, *batch: Tensor) -> Draws:
+        """Whether to mirror; positions in the maps of each source; places in the queues; shares of the penalty."""
+        config, rng = self.config, self.rngs["step"]
+        flipped = config.flip_equivariance and float(torch.rand((), generator=rng)) < 0.5
+        drawn: dict[str, Any] = {}
+        if config.lambda_nce:
+            sources = batch[: 1 + config.translates_b]
+            sizes = [self.tap_sizes(*source.shape[2:]) for source in sources]
+            keys = [self.F.draw(layers, config.num_patches, rng) for layers in sizes]
+            drawn["keys"] = drawn["queries"] = keys
+            if flipped:
+                drawn["queries"] = [mirrored(*each) for each in zip(keys, sizes, strict=True)]
+        if self.external:
+            rows = len(batch[0]) * config.num_patches * distributed.world()
+            drawn["places"] = [queue.claim(rows) for queue in self.external.queues]
+        if config.gan_mode == "wgangp":
+            drawn["share"] = draw_share(len(batch[1]), rng)
+        return Draws((flipped,), drawn)
+
+    def tap_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of the contrasted maps of such an image."""
+        if (height, width) not in self.known_sizes:
+            self.known_sizes[height, width] = self.G.tap_sizes(self.config.nce_layers, height, width)
+        return self.known_sizes[height, width]
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
+        """One update of D, then one of G and F, on images (N, C, H, W) in [-1, 1] of both domains."""
+        config, (flipped,), drawn = self.config, draws.variant, draws.tensors
         # Maps are channels last from here to the gradients.
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in (real_a, real_b))
+        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
         # The identity half (B through G) rides in the same batch, if its images have the size of A's.
         sources = [real_a, real_b] if config.translates_b else [real_a]
         passes = [torch.cat(sources)] if real_a.shape == real_b.shape else sources
-        flipped = config.flip_equivariance and float(torch.rand((), generator=self.rngs["step"])) < 0.5
         if self.external:
             self.external.follow(self.G, self.F)
         outputs, keys = [], []
         for images in passes:
+            places = drawn["keys"][len(keys) :] if config.lambda_nce else []
             with self.autocast():
-                output, given = self.translate_and_sample(images, len(images) // len(real_a), flipped)
+                output, given = self.translate_and_sample(images, len(images) // len(real_a), bool(flipped), places)
             outputs.append(output)
             keys += given
         # The losses go back one by one, each freeing its graph, as far as these copies of the output; what gathers
@@ -186,19 +214,22 @@ class CUT(Method):
         translated = [images.detach().requires_grad_() for images in halves]
 
         self.zero_grad("D")
-        losses = self.backward_discriminator(real_b, translated[0].detach())
+        losses = self.backward_discriminator(real_b, translated[0].detach(), drawn.get("share"))
         self.update("D")
 
         others = [name for name in self.optimizers if name != "D"]
         self.zero_grad(*others)
-        losses |= self.backward_generator(translated, keys, real_b)
+        losses |= self.backward_generator(translated, keys, real_b, drawn)
         gradients = [images.grad for images in translated]
         torch.autograd.backward(outputs, gradients if len(outputs) == len(gradients) else [torch.cat(gradients)])
         self.update(*others)
         return losses
 
-    def translate_and_sample(self, images: Tensor, groups: int, flipped: bool) -> tuple[Tensor, list[Keys]]:
-        """G's output for `images`, or for their mirror images; and the keys of each of the `groups` of `images`.
+    def translate_and_sample(
+        self, images: Tensor, groups: int, flipped: bool, places: Sequence[Ids]
+    ) -> tuple[Tensor, list[Rows]]:
+        """G's output for `images`, or for their mirror images; and the keys of each of the `groups` of `images`, at its
+        `places`.
 
         The published code encodes its sources once more for the keys, with the same weights: the same features, up to
         rounding where convolutions differ with the size of the batch. Patches of the maps on the way to the output
@@ -213,43 +244,43 @@ class CUT(Method):
         if not once_more:
             output, maps = self.G(images, config.nce_layers)
             halves = zip(*(layer.detach().chunk(groups) for layer in maps))
-            return output, [self.sample_keys(layers, self.F, flipped) for layers in halves]
+            return output, [self.sample_keys(layers, self.F, flipped, at) for layers, at in zip(halves, places)]
         output = self.G(images.flip(-1) if flipped else images)
         encoder, projection = self.G, self.F
         if self.external:
             encoder, projection = self.external.encoder, self.external.projection
         with torch.no_grad():
             halves = [encoder(source, config.nce_layers, encode_only=True) for source in images.chunk(groups)]
-        return output, [self.sample_keys(layers, projection, flipped) for layers in halves]
+        return output, [self.sample_keys(layers, projection, flipped, at) for layers, at in zip(halves, places)]
 
     @torch.no_grad()  # keys get no gradient (see kernels.patch_nce_loss), so their graph need not exist
-    def sample_keys(self, maps: Sequence[Tensor], projection: SampledFeatures, flipped: bool) -> Keys:
-        """Rows of a source's `maps` and where their counterparts are, in a translation of it or of its mirror image."""
-        patches, ids = projection.sample(maps, self.config.num_patches, generator=self.rngs["step"])
-        if flipped and ids is None:
+    def sample_keys(self, maps: Sequence[Tensor], projection: SampledFeatures, flipped: bool, places: Ids) -> Rows:
+        """Rows of a source's `maps` at these places; whole maps are mirrored where the translation will be."""
+        patches, _ = projection.sample(maps, ids=places)
+        if flipped and places is None:
             patches = [layer.flip(-1) for layer in patches]
-        elif flipped and ids is not None:
-            ids = [mirrored(places, layer.shape[-1]) for places, layer in zip(ids, maps, strict=True)]
-        return self.project(projection, patches), ids
+        return self.project(projection, patches)
 
-    def project(self, projection: SampledFeatures, features: list[Tensor]) -> list[Tensor]:
+    def project(self, projection: SampledFeatures, features: list[Tensor]) -> Rows:
         """Rows of a network such as F. In float32 where the rest is float16: the loss divides rows by their norms, 1e-5
         at first, so gradients on their way into the MLPs grow 1e5 times, out of float16's range."""
         if self.config.precision != "float16":
             return projection.project(features)
-        with torch.autocast(self.device.type, enabled=False):
+        with self.full_precision():
             return projection.project([wide(x) for x in features])
 
-    def backward_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def backward_discriminator(self, real: Tensor, fake: Tensor, share: Tensor | None) -> Losses:
         """Leaves the gradients of D's losses in D. Returns those losses, detached."""
         with self.autocast():
-            losses = discriminator_loss(self.gan, self.D, real, fake, self.rngs["step"])
+            losses = discriminator_loss(self.gan, self.D, real, fake)
+        if share is not None:
+            losses["D_GP"] = gradient_penalty(self.D, real, fake, share=share)
         self.backward(0.5 * total(losses.values()))
         return {name: loss.detach() for name, loss in losses.items()}
 
     def backward_generator(
-        self, translated: Sequence[Tensor], keys: Sequence[Keys], real_b: Tensor
-    ) -> dict[str, Tensor]:
+        self, translated: Sequence[Tensor], keys: Sequence[Rows], real_b: Tensor, drawn: dict[str, Any]
+    ) -> Losses:
         """Leaves the gradients of G's losses in the `translated` images and in G and F. Returns those losses, detached,
         and G, their weighted sum."""
         with frozen(self.D):
@@ -258,25 +289,30 @@ class CUT(Method):
             self.backward(self.config.lambda_gan * g_gan)
         losses = {"G_GAN": g_gan.detach()}
         total = self.config.lambda_gan * losses["G_GAN"]
-        for source, (name, given) in enumerate(zip(("NCE", "NCE_Y"), keys)):
+        for source, (name, rows) in enumerate(zip(("NCE", "NCE_Y"), keys)):
             queue = self.external.queues[source] if self.external else None
             with self.autocast():
-                loss = self.nce_loss(given, translated[source], None if queue is None else queue.rows)
+                loss = self.nce_loss(
+                    rows, drawn["queries"][source], translated[source], None if queue is None else queue.rows
+                )
             self.backward(loss / len(keys))
             if queue is not None:
-                queue.push(given[0])
+                new = self.graphs.outside(gathered, rows) if distributed.world() > 1 else gathered(rows)
+                queue.push(new, drawn["places"][source])
             losses[name] = loss.detach()
             total = total + losses[name] / len(keys)
         return losses | {"G": total}
 
-    def nce_loss(self, keys: Keys, translated: Tensor, bank: Tensor | None = None) -> Tensor:
-        """What lies at a place in `translated` must resemble what lay there in the source of the keys, more than the
-        source's other places do, or more than the `bank`, rows of negatives for each layer, does."""
-        rows, ids = keys
-        queries = self.project(self.F, self.G(translated, self.config.nce_layers, encode_only=True, ids=ids))
+    def nce_loss(self, rows: Rows, places: Ids, translated: Tensor, bank: Tensor | None = None) -> Tensor:
+        """What lies at a place in `translated` must resemble what lay there in the source of the keys, `rows`, more
+        than the source's other places do, or more than the `bank`, rows of negatives for each layer, does."""
+        queries = self.project(self.F, self.G(translated, self.config.nce_layers, encode_only=True, ids=places))
         # Inside autocast some features come as float32, others not; a loss of several layers takes one dtype.
         queries, rows = [wide(x) for x in queries], [wide(x) for x in rows]
         return contrastive_loss(self.config, queries, rows, bank, self.impl)
+
+    def all_averages(self) -> list[Average]:
+        return super().all_averages() + (self.external.averages if self.external else [])
 
     def extra_state(self) -> dict[str, Any]:
         return {"external": self.external.state()} if self.external else {}
@@ -290,6 +326,8 @@ class CUT(Method):
         return columns | ({"idt_B": self.translate(real_b)} if self.config.translates_b else {})
 
 
-def mirrored(ids: Tensor, width: int) -> Tensor:
-    """Where flat positions in a map of so many columns lie once the map is mirrored."""
-    return ids + (width - 1) - 2 * (ids % width)
+def mirrored(places: Ids, sizes: Sequence[tuple[int, int]]) -> Ids:
+    """Where flat positions in maps of so many rows and columns lie once the maps are mirrored."""
+    if places is None:
+        return None
+    return [ids + (width - 1) - 2 * (ids % width) for ids, (_, width) in zip(places, sizes, strict=True)]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from i2i.config import setting
+from i2i.graphs import Draws, Losses
 from i2i.methods.base import Method, frozen
 from i2i.methods.image_pool import ImagePool
-from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss, total
+from i2i.methods.losses import GANLoss, discriminator_loss, draw_share, gradient_penalty, l1_loss, total
 from i2i.methods.translator import TranslatorConfig
 
 
@@ -57,23 +58,37 @@ class CycleGAN(Method):
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"G": self.adam("G_A", "G_B"), "D": self.adam("D_A", "D_B")}
 
-    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+    def draw(self, *batch: Tensor) -> Draws:
+        """What the pools will do with the translations, and shares of the gradient penalty: of D_A, then of D_B."""
+        drawn = {}
+        for domain, judge, real in (("B", "D_A", batch[1]), ("A", "D_B", batch[0])):
+            self.pools[f"fake_{domain}"].draw(len(real))
+            if self.config.gan_mode == "wgangp":
+                drawn[judge] = draw_share(len(real), self.rngs["step"])
+        return Draws((), drawn)
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of both generators, then one of both discriminators, on images (N, C, H, W) in [-1, 1]; the latter
         on translations from before the update. Returns the losses, detached and with their weights."""
         # Maps are channels last from here to the gradients.
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in (real_a, real_b))
+        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
         self.zero_grad("G")
-        fake_b, losses_a = self.backward_generators("A", real_a, real_b)
-        fake_a, losses_b = self.backward_generators("B", real_b, real_a)
+        fake_b, losses_a = self.backward_generators("A", real_a, real_b, draws)
+        fake_a, losses_b = self.backward_generators("B", real_b, real_a, draws)
         self.update("G")
 
         self.zero_grad("D")
-        d_a = self.backward_discriminator("D_A", real_b, self.pools["fake_B"].query(fake_b))
-        d_b = self.backward_discriminator("D_B", real_a, self.pools["fake_A"].query(fake_a))
+        fake_b, fake_a = self.graphs.outside(self.exchange, fake_b, fake_a)
+        d_a = self.backward_discriminator("D_A", real_b, fake_b, draws.tensors.get("D_A"))
+        d_b = self.backward_discriminator("D_B", real_a, fake_a, draws.tensors.get("D_B"))
         self.update("D")
         return {"D_A": d_a, **losses_a, "D_B": d_b, **losses_b}
 
-    def backward_generators(self, side: str, source: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def exchange(self, fake_b: Tensor, fake_a: Tensor) -> tuple[Tensor, Tensor]:
+        """New translations for new or old ones."""
+        return self.pools["fake_B"].exchange(fake_b), self.pools["fake_A"].exchange(fake_a)
+
+    def backward_generators(self, side: str, source: Tensor, target: Tensor, draws: Draws) -> tuple[Tensor, Losses]:
         """Leaves the gradients of one direction's losses in both generators: `source` through G_<side>, judged by
         D_<side> and taken back by the other generator; `target`, which should stay what it is, through G_<side>.
 
@@ -106,21 +121,23 @@ class CycleGAN(Method):
             loss = config.lambda_identity * lambdas[other] * l1_loss(halves[1], target)
             self.backward(loss)
             losses[f"idt_{side}"] = loss
-        losses |= self.backward_more(side, source, fake)
+        losses |= self.backward_more(side, source, fake, draws)
 
         gradients = [half.grad for half in halves]
         torch.autograd.backward(outputs, gradients if len(outputs) == len(halves) else [torch.cat(gradients)])
         return fake.detach(), {name: loss.detach() for name, loss in losses.items()}
 
-    def backward_more(self, side: str, source: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def backward_more(self, side: str, source: Tensor, fake: Tensor, draws: Draws) -> Losses:
         """For methods built on this one: what else the translation `fake` of `source` should be. Leaves gradients in
         `fake`, and returns losses."""
         return {}
 
-    def backward_discriminator(self, name: str, real: Tensor, fake: Tensor) -> Tensor:
+    def backward_discriminator(self, name: str, real: Tensor, fake: Tensor, share: Tensor | None) -> Tensor:
         """Leaves the gradient of discriminator `name`'s loss in it, and returns that loss, detached."""
         with self.autocast():
-            losses = discriminator_loss(self.gan, self.networks[name], real, fake, self.rngs["step"])
+            losses = discriminator_loss(self.gan, self.networks[name], real, fake)
+        if share is not None:
+            losses["D_GP"] = gradient_penalty(self.networks[name], real, fake, share=share)
         loss = 0.5 * total(losses.values())
         self.backward(loss)
         return loss.detach()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from i2i.config import Config, setting
 from i2i.errors import UsageError
+from i2i.graphs import Draws, Losses
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
 from i2i.methods.losses import total
@@ -97,15 +98,21 @@ class DiscoGAN(Alternating):
         decay = self.config.weight_decay
         return {side: self.adam(f"{side}_A", f"{side}_B", weight_decay=decay) for side in ("G", "D")}
 
-    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
-        """One update of both discriminators or of both generators, on images (N, C, 64, 64) in [-1, 1]. Returns the
-        losses, detached; those of the side that was not updated are of its last update."""
-        for images in (real_a, real_b):
+    def draw(self, *batch: Tensor) -> Draws:
+        """Whose turn it is, and the weight r of the reconstruction loss."""
+        for images in batch:
             if images.shape[2:] != (SIDE, SIDE):
                 size = f"{images.shape[3]} x {images.shape[2]}"
                 raise UsageError(f"preprocess must bring images to {SIDE} x {SIDE} pixels for DiscoGAN, got {size}")
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in (real_a, real_b))
         if self.iteration % self.config.update_interval == 0:
+            return Draws(("D",))
+        begun = self.iteration >= self.config.gan_curriculum
+        return Draws(("G", self.config.default_rate if begun else self.config.starting_rate))
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
+        """One update of both discriminators or of both generators, on images (N, C, 64, 64) in [-1, 1]."""
+        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
+        if draws.variant == ("D",):
             with torch.no_grad():
                 fake_b, fake_a = self.through(self.G_A, real_a), self.through(self.G_B, real_b)
             self.zero_grad("D")
@@ -115,11 +122,13 @@ class DiscoGAN(Alternating):
             }
             self.update("D")
         else:
+            _, rate = draws.variant
             self.zero_grad("G")
             with frozen(self.D_A, self.D_B):
-                losses = self.backward_generators("A", real_a, real_b) | self.backward_generators("B", real_b, real_a)
+                losses = self.backward_generators("A", real_a, real_b, rate)
+                losses |= self.backward_generators("B", real_b, real_a, rate)
             self.update("G")
-        return self.end_step(losses)
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def through(self, network: nn.Module, images: Tensor) -> Any:
         with self.autocast():
@@ -132,14 +141,11 @@ class DiscoGAN(Alternating):
         self.backward(loss)
         return loss
 
-    def backward_generators(self, letter: str, source: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def backward_generators(self, letter: str, source: Tensor, real: Tensor, rate: Any) -> Losses:
         """Of the translation of `source` by G_`letter`, beside `real` images of the domain it translates to. They are
         taken back: as far as a copy of the translation, then once through the generator."""
         forth, discriminator = self.networks[f"G_{letter}"], self.networks[f"D_{letter}"]
         back = self.G_B if letter == "A" else self.G_A
-        rate = self.config.starting_rate
-        if self.iteration >= self.config.gan_curriculum:
-            rate = self.config.default_rate
         fake = self.through(forth, source)
         copy = fake.detach().requires_grad_()
 

@@ -47,19 +47,20 @@ class GANLoss(nn.Module):
         return -wide(scores).mean() if self.mode == "hinge" else self(scores, True).mean()
 
 
-def discriminator_loss(
-    gan: GANLoss, discriminator: Discriminator, real: Tensor, fake: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Scalars whose sum, halved, a discriminator is trained on: D_real, D_fake, and with wgangp D_GP.
+def discriminator_loss(gan: GANLoss, discriminator: Discriminator, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """Scalars whose sum, halved, a discriminator is trained on: D_real and D_fake; with wgangp D_GP is a third, the
+    `gradient_penalty`.
 
     One forward each for real and translated images, because with batch norm their statistics must not mix. The
     published repositories have the gradient penalty but call it nowhere: their wgangp lets the scores run away. Half
     the sum, so that fake - real + 10 penalty of Gulrajani et al. 2017 keeps its proportions.
     """
-    losses = {"D_real": gan(discriminator(real), True).mean(), "D_fake": gan(discriminator(fake), False).mean()}
-    if gan.mode == "wgangp":
-        losses["D_GP"] = gradient_penalty(discriminator, real, fake, generator=generator)
-    return losses
+    return {"D_real": gan(discriminator(real), True).mean(), "D_fake": gan(discriminator(fake), False).mean()}
+
+
+def draw_share(count: int, generator: torch.Generator) -> Tensor:
+    """Shares of the real image in each of `count` mixed ones, from U[0, 1): (count, 1, 1, 1), on the CPU."""
+    return torch.rand(count, 1, 1, 1, generator=generator)
 
 
 def gradient_penalty(
@@ -70,19 +71,20 @@ def gradient_penalty(
     constant: float = 1.0,
     weight: float = 10.0,
     *,
-    generator: torch.Generator,
+    share: Tensor | None = None,
 ) -> Tensor:
     """WGAN-GP's penalty (Gulrajani et al. 2017, equation 3): weight * mean over images of (|gradient| - constant)^2.
 
     The gradient, of an image's scores summed with respect to the image, is taken at the `real` images, at the `fake`
-    ones, or at `mixed` ones: each pair weighted by a number from U[0, 1), drawn from `generator` (on the CPU).
+    ones, or at `mixed` ones: each pair weighted by its `share` (see `draw_share`). Not for inside autocast.
     """
     places = {"real": real, "fake": fake}
     if kind == "mixed":
         if real.shape != fake.shape:
             shapes = f"{tuple(real.shape)} and {tuple(fake.shape)}"
             raise UsageError(f"the penalty of wgangp mixes real and translated images of one size, got {shapes}")
-        share = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
+        if share is None:
+            raise ValueError("share: got None, want what draw_share gives, for kind='mixed'")
         places["mixed"] = torch.lerp(wide(fake), wide(real), share.to(wide(real).dtype))
     if kind not in places:
         raise UsageError(f"kind must be one of real, fake, mixed, got {kind!r}")
@@ -94,7 +96,7 @@ def gradient_penalty(
 
 def image_gradient(discriminator: Discriminator, images: Tensor) -> Tensor:
     """Gradient (N, C, H, W) of each image's scores, summed, with respect to it; itself differentiable with respect to
-    the weights. In float32 also inside autocast: the derivative of a derivative leaves the range of float16."""
+    the weights. Not for inside autocast: the derivative of a derivative leaves the range of float16."""
     images = wide(images.detach()).requires_grad_()
     with torch.autocast(images.device.type, enabled=False):
         return torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)[0]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from i2i.config import setting
 from i2i.data.labelled import BATCH, GROUP
+from i2i.graphs import Draws, Losses
 from i2i.methods.stargan import StarGAN, StarGANConfig
 from i2i.networks.stargan import MatchGANDiscriminator, MatchGANGenerator
 from kernels._dtypes import wide
@@ -63,6 +64,7 @@ class MatchGAN(StarGAN):
 
     def build_networks(self, c_dim: int) -> dict[str, nn.Module]:
         config, nc = self.config, self.config.input_nc
+        self.pairs = torch.tensor([FIRST, SECOND], device=self.device)
         self.weights |= {"D_match": config.lambda_match, "G_match": config.lambda_match}
         return {
             "G": MatchGANGenerator(config.g_conv_dim, c_dim, config.g_repeat_num, image_nc=nc, impl=self.impl),
@@ -81,21 +83,29 @@ class MatchGAN(StarGAN):
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def draw_targets(self, labels: Tensor) -> Tensor:
+    def draw(self, *batch: Tensor) -> Draws:
+        """As StarGAN, and whether the batch has labels."""
+        variant, drawn = super().draw(*batch)
+        return Draws((*variant, self.labelled), drawn)
+
+    def draw_targets(self, count: int) -> Tensor:
         """Four classes a, b, c, d, drawn without replacement, as a, b, c, d, a, b, c, d, ...: every class of a labelled
         batch is translated to each of them."""
         table = self.labels.table()
         classes = table[torch.randperm(len(table), generator=self.rngs["targets"])[:GROUP]]
-        return classes.repeat(GROUP, 1).to(labels)
+        return classes.repeat(GROUP, 1)
 
-    def real_losses(self, real: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def targets(self, labels: Tensor, drawn: Tensor) -> Tensor:
+        return drawn.to(labels)
+
+    def real_losses(self, real: Tensor, labels: Tensor, draws: Draws) -> Losses:
         features, scores, logits = self.judge(real)
         losses = {"D_real": -scores.mean()}
-        if self.labelled:
+        if draws.variant[1]:
             losses |= {"D_cls": self.classification(logits, labels), "D_match": self.match(features)}
         return losses
 
-    def fake_losses(self, fake: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def fake_losses(self, fake: Tensor, targets: Tensor) -> Losses:
         features, scores, logits = self.judge(fake)
         by_target = features.unflatten(0, (GROUP, GROUP)).transpose(0, 1).flatten(0, 1)
         return {
@@ -104,13 +114,13 @@ class MatchGAN(StarGAN):
             "G_match": self.match(by_target),
         }
 
-    def reconstruction_losses(self, real: Tensor, labels: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        return super().reconstruction_losses(real, labels, fake) if self.labelled else {}
+    def reconstruction_losses(self, real: Tensor, labels: Tensor, fake: Tensor, draws: Draws) -> Losses:
+        return super().reconstruction_losses(real, labels, fake, draws) if draws.variant[1] else {}
 
     def match(self, features: Tensor) -> Tensor:
         """Cross entropy of the pairs of a batch sorted by class, mean. The features are those that the other losses
         have computed already; the published code computes them again, of both images of each pair."""
         with self.autocast():
-            logits = self.D.match(features, FIRST, SECOND)
+            logits = self.D.match(features, *self.pairs)
         same = torch.arange(len(FIRST), device=logits.device) < len(SAME)
         return F.cross_entropy(wide(logits), same.long())

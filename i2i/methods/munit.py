@@ -13,6 +13,7 @@ from i2i import distributed
 from i2i.config import Config, setting
 from i2i.devices import move_network
 from i2i.errors import UsageError
+from i2i.graphs import Draws, Losses
 from i2i.methods.base import Method, frozen
 from i2i.methods.losses import GANLoss, l1_loss, total
 from i2i.networks import init_weights
@@ -161,22 +162,25 @@ class MUNIT(Method):
         decay = self.config.weight_decay
         return {name: self.adam(f"{name}_a", f"{name}_b", weight_decay=decay) for name in ("gen", "dis")}
 
-    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
-        """One update of both discriminators, then one of both generators, on images (N, C, H, W) in [-1, 1], all of one
-        size. Returns the losses, detached, by their published names, and "G", the weighted sum of the
-        generators'."""
+    def draw(self, *batch: Tensor) -> Draws:
+        """The styles of the translations that the discriminators' update is shown, then of the generators'."""
+        real_a, real_b = batch
         if real_a.shape[2:] != real_b.shape[2:]:
             sizes = " and ".join(f"{x.shape[3]} x {x.shape[2]}" for x in (real_a, real_b))
             raise UsageError(f"preprocess must bring the images of A and B to one size for MUNIT, got {sizes}")
         self.set_rates()
+        return Draws((), [self.draw_styles(len(real_a)) for _ in ("dis", "gen")])
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
+        """One update of both discriminators, then one of both generators, on images (N, C, H, W) in [-1, 1], all of one
+        size. Among the losses "G" is the weighted sum of the generators'."""
         # Maps are channels last from here to the gradients.
-        real = {"a": real_a, "b": real_b}
-        real = {x: images.contiguous(memory_format=torch.channels_last) for x, images in real.items()}
+        real = {x: images.contiguous(memory_format=torch.channels_last) for x, images in zip("ab", batch, strict=True)}
         # The published code encodes the contents twice, once for each update; in between nothing here has changed.
         with self.autocast():
             content = {x: self.generator(x).encode_content(images) for x, images in real.items()}
-        losses = self.update_discriminators(real, content)
-        losses |= self.update_generators(real, content)
+        losses = self.update_discriminators(real, content, draws.tensors[0])
+        losses |= self.update_generators(real, content, draws.tensors[1])
         return {name: loss.detach() for name, loss in losses.items()}
 
     def set_rates(self) -> None:
@@ -200,16 +204,15 @@ class MUNIT(Method):
         return getattr(self, f"dis_{domain}")
 
     def draw_styles(self, count: int) -> dict[str, Tensor]:
-        """(count, style_dim, 1, 1) from N(0, I) for each domain. All processes draw those of all of them and take their
-        own, so that several are one of a larger batch."""
+        """(count, style_dim, 1, 1) from N(0, I) for each domain, on the CPU. All processes draw those of all of them
+        and take their own, so that several are one of a larger batch."""
         first, everyone = distributed.rank() * count, distributed.world() * count
         drawn = {
             x: torch.randn(everyone, self.config.style_dim, 1, 1, generator=self.rngs["styles"]) for x in ("a", "b")
         }
-        return {x: styles[first : first + count].to(self.device) for x, styles in drawn.items()}
+        return {x: styles[first : first + count] for x, styles in drawn.items()}
 
-    def update_discriminators(self, real: ByDomain, content: ByDomain) -> dict[str, Tensor]:
-        style = self.draw_styles(len(real["a"]))
+    def update_discriminators(self, real: ByDomain, content: ByDomain, style: ByDomain) -> Losses:
         self.zero_grad("dis")
         losses = {}
         for here, there in BOTH_WAYS:
@@ -225,7 +228,7 @@ class MUNIT(Method):
         self.update("dis")
         return losses
 
-    def update_generators(self, real: ByDomain, content: ByDomain) -> dict[str, Tensor]:
+    def update_generators(self, real: ByDomain, content: ByDomain, drawn: ByDomain) -> Losses:
         """The losses go back group by group, each freeing its graph, as far as copies of the translations and of the
         codes; what gathers there then goes on through decoders and encoders. The gradients are those of the sum; at
         full width and 128 pixels 230 MiB of maps are kept at a time instead of 367, and 275 instead of 449 with the
@@ -235,8 +238,7 @@ class MUNIT(Method):
             style = {x: self.generator(x).encode_style(images) for x, images in real.items()}
         encoded = [*content.values(), *style.values()]
         content, style = ({x: leaf(code) for x, code in codes.items()} for codes in (content, style))
-        drawn = self.draw_styles(len(real["a"]))
-        losses: dict[str, Tensor] = {}
+        losses: Losses = {}
         for here, there in BOTH_WAYS:
             with self.autocast():  # the reconstruction and the translation into this domain, as one batch
                 contents = torch.cat([content[here], content[there]])

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from i2i import distributed
+from i2i.methods.averages import Average
 
 MOMENTUM = 0.999
 
@@ -21,14 +21,22 @@ class Queue:
         self.rows = torch.randn(layers, size, width, generator=generator).to(device)
         self.place = 0  # of the oldest row
 
-    def push(self, rows: Sequence[Tensor]) -> None:
-        """(B, P, width) of every layer, those of all processes: their queues stay equal."""
-        new = distributed.gather_rows(torch.stack([layer.flatten(0, 1).float() for layer in rows], dim=1)).unbind(1)
+    def claim(self, rows: int) -> Tensor:
+        """The places, on the CPU, of the rows that are pushed next; of more than fit, those of the last ones."""
         size = self.rows.shape[1]
-        places = (self.place + torch.arange(len(new[0]), device=self.rows.device)) % size
-        for held, added in zip(self.rows, new, strict=True):
-            held[places[-size:]] = added[-size:]  # no place twice: which row would stay there is not defined
-        self.place = (self.place + len(places)) % size
+        places = (self.place + torch.arange(rows)) % size
+        self.place = (self.place + rows) % size
+        return places[-size:]  # no place twice: which row would stay there is not defined
+
+    def push(self, rows: Sequence[Tensor], places: Tensor) -> None:
+        """(M, width) of every layer, to the places that `claim` gave for M rows."""
+        for held, added in zip(self.rows, rows, strict=True):
+            held[places] = added[-len(places) :]
+
+
+def gathered(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(B, P, width) of every layer -> (M, width), those of all processes: their queues stay equal."""
+    return distributed.gather_rows(torch.stack([layer.flatten(0, 1).float() for layer in rows], dim=1)).unbind(1)
 
 
 class ExternalNegatives:
@@ -52,9 +60,7 @@ class ExternalNegatives:
         device: torch.device,
     ):
         """`shape` of every queue: layers, rows, width."""
-        self.averages = [
-            AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM)) for net in (encoder, projection)
-        ]
+        self.averages = [Average(net, MOMENTUM) for net in (encoder, projection)]
         self.encoder: Any
         self.projection: Any
         self.encoder, self.projection = (average.module for average in self.averages)
@@ -62,7 +68,7 @@ class ExternalNegatives:
 
     def follow(self, encoder: nn.Module, projection: nn.Module) -> None:
         for average, net in zip(self.averages, (encoder, projection), strict=True):
-            average.update_parameters(net)
+            average.follow(net)
 
     def state(self) -> dict[str, Any]:
         return {

@@ -29,13 +29,14 @@ Decided here, each a field of the configuration or a line of code below:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2i.config import setting
+from i2i.graphs import Draws, Losses
 from i2i.methods.cyclegan import CycleGAN, CycleGANConfig
 from i2i.networks.init import init_weights
 from i2i.networks.opgan import SiameseNetwork
@@ -94,20 +95,32 @@ class OPGAN(CycleGAN):
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return super().build_optimizers() | {"S": self.adam("S")}
 
-    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+    def draw(self, *batch: Tensor) -> Draws:
+        """What CycleGAN draws, and the pairs of patches of each direction."""
+        variant, drawn = super().draw(*batch)
+        count = self.config.n_pairs
+        images = torch.arange(len(batch[0])).repeat_interleave(count)
+        for side, source in zip("AB", batch):
+            pairs = draw_pairs(len(source) * count, self.config.pair_sampling, self.rngs["pairs"])
+            at_one_place = (pairs[0] % PLACES == pairs[1] % PLACES).float()
+            drawn[side] = Pairs(images, pairs[0], pairs[1], at_one_place, pair_classes(pairs, side))
+        return Draws(variant, drawn)
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """As CycleGAN's, and one update of S."""
         self.zero_grad("S")
-        losses = super().step(real_a, real_b)
+        losses = super().compute(batch, draws)
         self.update("S")
         return losses
 
-    def backward_more(self, side: str, source: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def backward_more(self, side: str, source: Tensor, fake: Tensor, draws: Draws) -> Losses:
         """Registration and domain loss of one direction; gradients in S and `fake`."""
-        config = self.config
+        config, pairs = self.config, draws.tensors[side]
         cells = torch.cat([cut(source), cut(fake)], dim=1)
-        images = torch.arange(len(source)).repeat_interleave(config.n_pairs)
-        pairs = draw_pairs(len(images), config.pair_sampling, self.rngs["pairs"])
-        first, second = (cells[images, numbers].contiguous(memory_format=torch.channels_last) for numbers in pairs)
+        first, second = (
+            cells[pairs.images, numbers].contiguous(memory_format=torch.channels_last)
+            for numbers in (pairs.first, pairs.second)
+        )
         with self.autocast():
             *maps, logits = self.S(first, second)
         one, two = map(wide, maps)
@@ -116,9 +129,8 @@ class OPGAN(CycleGAN):
             one, two = (each / each.mean((2, 3), keepdim=True) for each in (one, two))
         if config.attention_on == "pixels":
             one, two = one * first, two * second
-        at_one_place = (pairs[0] % PLACES == pairs[1] % PLACES).to(one)
-        content = ((one - two).square().mean((1, 2, 3)) * at_one_place).mean()
-        domain = F.cross_entropy(wide(logits), pair_classes(pairs, side).to(logits.device))
+        content = ((one - two).square().mean((1, 2, 3)) * pairs.at_one_place.to(one)).mean()
+        domain = F.cross_entropy(wide(logits), pairs.classes)
 
         weight = 0.5 * config.lambda_s  # of two directions
         if config.register_siamese:
@@ -127,6 +139,17 @@ class OPGAN(CycleGAN):
             self.scaler.scale(weight * content).backward(inputs=[fake], retain_graph=True)
             self.backward(weight * domain)
         return {f"S_content_{side}": content, f"S_domain_{side}": domain, f"S_variance_{side}": variance}
+
+
+class Pairs(NamedTuple):
+    """Pairs of patches, each field (count,): the images they are of, the numbers of both patches (see `draw_pairs`), 1
+    where these are at one place and 0 elsewhere, and `pair_classes`."""
+
+    images: Tensor
+    first: Tensor
+    second: Tensor
+    at_one_place: Tensor
+    classes: Tensor
 
 
 def cut(images: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from i2i.config import setting
+from i2i.graphs import Draws, Losses
 from i2i.methods.base import Method, frozen
-from i2i.methods.losses import GANLoss, discriminator_loss, l1_loss, total
+from i2i.methods.losses import GANLoss, discriminator_loss, draw_share, gradient_penalty, l1_loss, total
 from i2i.methods.translator import TranslatorConfig
 
 
@@ -60,18 +61,24 @@ class Pix2Pix(Method):
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {name: self.adam(name) for name in self.networks}
 
-    def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
+    def draw(self, *batch: Tensor) -> Draws:
+        """Shares of the gradient penalty."""
+        return Draws((), draw_share(len(batch[0]), self.rngs["step"]) if self.config.gan_mode == "wgangp" else None)
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of D, then one of G against the new D, on pairs of images (N, C, H, W) in [-1, 1]. Returns the
         losses, detached and with their weights."""
         # Maps are channels last from here to the gradients.
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in (real_a, real_b))
+        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
         with self.autocast():
             fake_b = self.G(real_a)
 
         self.zero_grad("D")
+        real, fake = torch.cat([real_a, real_b], 1), torch.cat([real_a, fake_b.detach()], 1)
         with self.autocast():
-            real, fake = torch.cat([real_a, real_b], 1), torch.cat([real_a, fake_b.detach()], 1)
-            losses = discriminator_loss(self.gan, self.D, real, fake, self.rngs["step"])
+            losses = discriminator_loss(self.gan, self.D, real, fake)
+        if draws.tensors is not None:
+            losses["D_GP"] = gradient_penalty(self.D, real, fake, share=draws.tensors)
         self.backward(0.5 * total(losses.values()))
         self.update("D")
 

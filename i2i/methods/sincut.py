@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from i2i.config import setting
-from i2i.methods.cut import CUT, CUTConfig, Keys
+from i2i.graphs import Losses
+from i2i.methods.cut import CUT, CUTConfig, Rows
 from i2i.methods.losses import image_gradient
 from kernels._dtypes import wide
 
@@ -73,17 +74,17 @@ class SinCUT(CUT):
 
     config: SinCUTConfig
 
-    def backward_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        losses = super().backward_discriminator(real, fake)
+    def backward_discriminator(self, real: Tensor, fake: Tensor, share: Tensor | None) -> Losses:
+        losses = super().backward_discriminator(real, fake, share)
         slope = image_gradient(self.D, real)
         penalty = 0.5 * self.config.lambda_r1 * slope.square().sum((1, 2, 3)).mean()
         self.backward(penalty)
         return losses | {"D_R1": penalty.detach()}
 
     def backward_generator(
-        self, translated: Sequence[Tensor], keys: Sequence[Keys], real_b: Tensor
-    ) -> dict[str, Tensor]:
-        losses = super().backward_generator(translated, keys, real_b)
+        self, translated: Sequence[Tensor], keys: Sequence[Rows], real_b: Tensor, drawn: dict[str, Any]
+    ) -> Losses:
+        losses = super().backward_generator(translated, keys, real_b, drawn)
         if not self.config.lambda_identity:
             return losses
         loss = self.config.lambda_identity * F.l1_loss(wide(translated[1]), real_b)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from i2i.config import Config, setting
 from i2i.data.labels import LabelSpace
+from i2i.graphs import Draws, Losses
 from i2i.methods.alternating import Alternating
 from i2i.methods.base import frozen
-from i2i.methods.losses import gradient_penalty, l1_loss, total
+from i2i.methods.losses import draw_share, gradient_penalty, l1_loss, total
 from i2i.networks.stargan import StarGANDiscriminator, StarGANGenerator
 from kernels._dtypes import wide
 
@@ -138,26 +139,39 @@ class StarGAN(Alternating):
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {name: self.adam(name) for name in self.networks}
 
-    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One update of D, and every `n_critic`-th time one of G, on images (N, C, H, W) in [-1, 1] and their labels
-        (N, len(selected_attrs)) of 0 and 1. Returns the losses, detached; those of G are of its last update."""
-        real = images.contiguous(memory_format=torch.channels_last)
-        targets = self.draw_targets(labels)
+    def draw(self, *batch: Tensor) -> Draws:
+        """Whether it is G's turn; the labels to translate to; shares of the gradient penalty."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = self.config.lr * self.lr_factor(self.iteration)
         updating = (self.iteration + 1) % self.config.n_critic == 0
-        # The published code translates once for D and once more for G, which has not changed in between.
-        with torch.set_grad_enabled(updating), self.autocast():
-            fake = self.G(real, targets)
-        losses = self.update_discriminator(real, labels, fake.detach())
-        if updating:
-            losses |= self.update_generator(real, labels, fake, targets)
-        return self.end_step(losses)
+        count = len(batch[0])
+        return Draws(
+            (updating,), {"targets": self.draw_targets(count), "share": draw_share(count, self.rngs["penalty"])}
+        )
 
-    def draw_targets(self, labels: Tensor) -> Tensor:
-        """The labels of the batch, in another order."""
-        return labels[torch.randperm(len(labels), generator=self.rngs["targets"]).to(labels.device)]
+    def draw_targets(self, count: int) -> Tensor:
+        """For each of `count` images, the one whose label is its target: the labels of the batch, in another order."""
+        return torch.randperm(count, generator=self.rngs["targets"])
+
+    def targets(self, labels: Tensor, drawn: Tensor) -> Tensor:
+        """Labels to translate to, of what `draw_targets` has drawn."""
+        return labels[drawn]
+
+    def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
+        """One update of D, and at its turn one of G, on images (N, C, H, W) in [-1, 1] and their labels
+        (N, len(selected_attrs)) of 0 and 1."""
+        images, labels = batch
+        updating = draws.variant[0]
+        real = images.contiguous(memory_format=torch.channels_last)
+        targets = self.targets(labels, draws.tensors["targets"])
+        # The published code translates once for D and once more for G, which has not changed in between.
+        with torch.set_grad_enabled(bool(updating)), self.autocast():
+            fake = self.G(real, targets)
+        losses = self.update_discriminator(real, labels, fake.detach(), draws)
+        if updating:
+            losses |= self.update_generator(real, labels, fake, targets, draws)
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def lr_factor(self, done: int) -> float:
         """Of the learning rate, after `done` iterations. The published code means to let it fall to 0, but takes one
@@ -170,28 +184,28 @@ class StarGAN(Alternating):
             return (config.steps - done) / (config.steps - start)
         return 1 - (done // LR_UPDATE_STEP - start // LR_UPDATE_STEP) / config.num_iters_decay
 
-    def update_discriminator(self, real: Tensor, labels: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def update_discriminator(self, real: Tensor, labels: Tensor, fake: Tensor, draws: Draws) -> Losses:
         """Three losses one by one, so that one graph of D is in memory at a time."""
         self.zero_grad("D")
-        losses = self.take_back(self.real_losses(real, labels))
+        losses = self.take_back(self.real_losses(real, labels, draws))
         losses |= self.take_back({"D_fake": self.judge(fake)[1].mean()})
-        penalty = gradient_penalty(lambda x: self.D(x)[0], real, fake, weight=1.0, generator=self.rngs["penalty"])
+        penalty = gradient_penalty(lambda x: self.D(x)[0], real, fake, weight=1.0, share=draws.tensors["share"])
         losses |= self.take_back({"D_gp": penalty})
         self.update("D")
         return losses
 
-    def update_generator(self, real: Tensor, labels: Tensor, fake: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def update_generator(self, real: Tensor, labels: Tensor, fake: Tensor, targets: Tensor, draws: Draws) -> Losses:
         """Losses go back as far as a copy of the translation, and from there once through the generator."""
         self.zero_grad("G")
         copy = fake.detach().requires_grad_()
         with frozen(self.D):
             losses = self.take_back(self.fake_losses(copy, targets))
-        losses |= self.take_back(self.reconstruction_losses(real, labels, copy))
+        losses |= self.take_back(self.reconstruction_losses(real, labels, copy, draws))
         fake.backward(copy.grad)
         self.update("G")
         return losses
 
-    def take_back(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    def take_back(self, losses: Losses) -> Losses:
         """Gradients of the weighted sum. Returns `losses`."""
         if losses:
             self.backward(total(self.weights.get(name, 1.0) * loss for name, loss in losses.items()))
@@ -204,15 +218,15 @@ class StarGAN(Alternating):
             scores, logits = self.D.heads(features)
         return features, wide(scores), wide(logits)
 
-    def real_losses(self, real: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def real_losses(self, real: Tensor, labels: Tensor, draws: Draws) -> Losses:
         _, scores, logits = self.judge(real)
         return {"D_real": -scores.mean(), "D_cls": self.classification(logits, labels)}
 
-    def fake_losses(self, fake: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def fake_losses(self, fake: Tensor, targets: Tensor) -> Losses:
         _, scores, logits = self.judge(fake)
         return {"G_fake": -scores.mean(), "G_cls": self.classification(logits, targets)}
 
-    def reconstruction_losses(self, real: Tensor, labels: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def reconstruction_losses(self, real: Tensor, labels: Tensor, fake: Tensor, draws: Draws) -> Losses:
         with self.autocast():
             around = self.G(fake, labels)
         return {"G_rec": l1_loss(around, real)}

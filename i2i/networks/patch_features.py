@@ -27,6 +27,13 @@ class SampledFeatures(nn.Module):
         self.layers = len(channels)
         self.impl = impl
 
+    def draw(self, sizes: Sequence[tuple[int, int]], num_patches: int, generator: torch.Generator) -> Ids:
+        """Positions in maps of so many rows and columns, as `sample` draws them, on the CPU."""
+        least = min(height * width for height, width in sizes)
+        if num_patches > least:
+            raise ValueError(f"num_patches: got {num_patches}, want at most {least}, the positions of the smallest map")
+        return [torch.randperm(height * width, generator=generator)[:num_patches] for height, width in sizes]
+
     def sample(
         self,
         features: Sequence[Tensor],
@@ -77,6 +84,9 @@ class PatchFeatureNetwork(SampledFeatures):
 
 class PooledFeatures(SampledFeatures):
     """CUT's `reshape`: maps averaged to 4 x 4 places, each of them a row. No parameters, and nothing is drawn."""
+
+    def draw(self, sizes: Sequence[tuple[int, int]], num_patches: int, generator: torch.Generator) -> Ids:
+        return None
 
     def sample(
         self,

@@ -7,7 +7,6 @@ the work of norm and ReLU, the ReLU's place is held by an Identity.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -217,7 +216,7 @@ class MatchGANDiscriminator(StarGANDiscriminator):
         super().__init__(image_size, conv_dim, c_dim, repeat_num, image_nc=image_nc)
         self.conv3 = nn.Conv2d(2 * self.conv2.in_channels, 2, self.conv2.weight.shape[2], bias=False)
 
-    def match(self, features: Tensor, first: Sequence[int], second: Sequence[int]) -> Tensor:
+    def match(self, features: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Logits (P, 2) of the pairs (first[i], second[i]) of `features`' images: different labels, same label.
 
         The published code computes the features of both images of a pair anew and convolves the two maps one above the

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import kernels
 
@@ -66,3 +67,12 @@ class TappedGenerator(nn.Module):
         weight = next(self.parameters())
         image = weight.new_zeros(1, weight.shape[1], 16, 16)
         return [feature.shape[1] for feature in self(image, layers, encode_only=True)]
+
+    @torch.no_grad()
+    def tap_sizes(self, layers: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of the features at `layers` of an image of so many, found on tensors without memory."""
+        state = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
+        channels = next(self.parameters()).shape[1]
+        image = torch.empty(1, channels, height, width, device="meta")
+        features = functional_call(self, state, (image, layers, True))
+        return [(feature.shape[2], feature.shape[3]) for feature in features]

@@ -105,6 +105,9 @@ def prepare(
     images = "1 image" if per_step == 1 else f"{per_step} images"
     epochs = f"{last * per_step / len(data):.4g} epochs"
     print_once(f"{data.describe()}\n{last} steps of {images} ({epochs}) on {device}, into {output}")
+    if model.device.type == "cuda":
+        how = model.graphs.reason or "recorded and replayed as CUDA graphs"
+        print_once(f"steps are {'launched one by one: ' * bool(model.graphs.reason)}{how}")
     return run, done
 
 
@@ -140,14 +143,13 @@ class Run:
         try:
             with StopRequest() as stop:
                 for batch in self.batches(done):
-                    losses = self.model.step(*(images.to(self.model.device, non_blocking=True) for images in batch))
-                    self.model.after_step()
+                    losses = self.model.step(*batch)
                     step += 1
                     log.add(step, losses)
                     self.schedule.add(losses[name] for name in self.model.generator_losses if name in losses)
                     with self.writing(step):
                         self.end_epochs(step)
-                    signal, due = distributed.agree(stop.signal, time.monotonic() - shown > FLUSH_SECONDS)
+                    signal, due = distributed.agree(stop.signal, log.full or time.monotonic() - shown > FLUSH_SECONDS)
                     ending = step == self.last or bool(signal)
                     saving = step % self.config.save_every == 0 or ending
                     if saving or due:
@@ -203,6 +205,7 @@ class Run:
             threads=max(1, self.config.num_threads),
             rank=distributed.rank(),
             world=distributed.world(),
+            pinned=self.model.device.type == "cuda",
         )
 
     def epoch(self, step: int) -> int:

@@ -22,6 +22,7 @@ from i2i import distributed
 from i2i.errors import TrainingDiverged, UsageError
 from i2i.files import replacing
 
+ROWS = 1024  # of losses that wait: more than a second of the smallest networks
 HANG_UP = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # of a closed terminal
 
 
@@ -62,7 +63,8 @@ class ProgressBar:
 
 
 class LossLog:
-    """losses.csv: one row per step. Values stay on their device until `flush`, so that a step waits for no transfer.
+    """losses.csv: one row per step. Values stay on their device until `flush`, in a table that is then written from its
+    top again: a step waits for no transfer, and a thousand steps keep no thousand tensors.
 
     With several processes the rows are their means, and the first one writes.
     """
@@ -70,7 +72,9 @@ class LossLog:
     def __init__(self, folder: Path, done: int = 0, tensorboard: bool = False):
         """`done`: steps to keep of a file that is there already; rows written after the checkpoint are dropped."""
         self.path = folder / "losses.csv"
-        self.waiting: list[tuple[int, dict[str, Tensor]]] = []
+        self.steps: list[int] = []  # whose losses wait
+        self.names: list[str] = []
+        self.table = torch.empty(0)
         self.last: dict[str, float] = {}
         self.writes = distributed.rank() == 0
         self.board = open_tensorboard(folder, done) if tensorboard and self.writes else None
@@ -81,17 +85,26 @@ class LossLog:
                 self._write(temporary, kept, "w")
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
-        self.waiting.append((step, losses))
+        """Room is for ROWS steps between two flushes; see `full`."""
+        values = [loss.detach() for loss in losses.values()]
+        if not self.names:
+            self.names = list(losses)
+            self.table = torch.empty(ROWS, len(values), dtype=values[0].dtype, device=values[0].device)
+        torch.stack(values, out=self.table[len(self.steps)])
+        self.steps.append(step)
+
+    @property
+    def full(self) -> bool:
+        return len(self.steps) == ROWS
 
     def flush(self) -> None:
         """Write what waits. Raises TrainingDiverged at the first value that is not finite."""
-        if not self.waiting:
+        if not self.steps:
             return
-        names = list(self.waiting[0][1])
-        stacked = torch.stack([torch.stack(list(losses.values())) for _, losses in self.waiting])
-        distributed.average([stacked])
-        values = stacked.tolist()  # one transfer
-        steps = [step for step, _ in self.waiting]
+        names, steps = self.names, self.steps
+        waiting = self.table[: len(steps)]
+        distributed.average([waiting])
+        values = waiting.tolist()  # one transfer
         if self.writes:
             rows = [[step, *(f"{value:.9g}" for value in row)] for step, row in zip(steps, values, strict=True)]
             self._write(self.path, rows if self.has_header else [["step", *names], *rows], "a")
@@ -106,7 +119,7 @@ class LossLog:
                 if not math.isfinite(value):
                     raise TrainingDiverged(f"{name} is {value} at step {step}")
         self.last = dict(zip(names, values[-1], strict=True))
-        self.waiting.clear()
+        self.steps = []
 
     def close(self) -> None:
         if self.board:

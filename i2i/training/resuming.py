@@ -21,7 +21,7 @@ from i2i.training import checkpoint
 # May be given anew with resume: nothing of what was computed depends on them. Of data, its place may change.
 RESUMABLE = {
     *("data", "steps", "n_epochs", "n_epochs_decay", "num_threads"),
-    *("save_every", "sample_every", "keep_every", "tensorboard"),
+    *("save_every", "sample_every", "keep_every", "tensorboard", "cuda_graphs"),
 }
 ROUNDING = ("i2i", "torch", "device", "threads")  # of facts: with others, sums are rounded otherwise
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from i2i.methods.base import Method
+from i2i.methods.losses import GANLoss, discriminator_loss, draw_share, gradient_penalty
 from i2i.training import checkpoint
 from i2i.training.schedule import Schedule
 
@@ -57,3 +58,13 @@ def resumed(model: Method, path: Path) -> Method:
     other = type(model)(model.config)
     checkpoint.restore(checkpoint.read(path), other, Schedule(other.optimizers, other.config))
     return other
+
+
+def discriminator_losses(
+    gan: GANLoss, discriminator: nn.Module, real: Tensor, fake: Tensor, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """All that discriminators are trained on: with wgangp the gradient penalty, too."""
+    losses = discriminator_loss(gan, discriminator, real, fake)
+    if gan.mode == "wgangp":
+        losses["D_GP"] = gradient_penalty(discriminator, real, fake, share=draw_share(len(real), rng))
+    return losses

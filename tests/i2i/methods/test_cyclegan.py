@@ -5,12 +5,13 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from support.method_steps import discriminator_losses
 from support.step_profiler import Profiler
 from torch import Tensor
 
 from i2i.errors import UsageError
 from i2i.methods.cyclegan import CycleGAN, CycleGANConfig
-from i2i.methods.losses import GANLoss, discriminator_loss
+from i2i.methods.losses import GANLoss
 
 TINY = {
     "crop_size": 32,
@@ -57,7 +58,7 @@ def published(model: CycleGAN, a: Tensor, b: Tensor) -> tuple[dict[str, Tensor],
     of_g = torch.autograd.grad(sum(losses.values()), weights(model, "G_A", "G_B"))
     rng = torch.Generator().manual_seed(config.seed)
     for name, judge, real, fake in (("D_A", d_a, b, fake_b), ("D_B", d_b, a, fake_a)):
-        losses[name] = sum(discriminator_loss(gan, judge, real, fake.detach(), rng).values()) / 2
+        losses[name] = sum(discriminator_losses(gan, judge, real, fake.detach(), rng).values()) / 2
     of_d = torch.autograd.grad(losses["D_A"] + losses["D_B"], weights(model, "D_A", "D_B"), allow_unused=True)
     return losses, list(of_g), list(of_d)
 

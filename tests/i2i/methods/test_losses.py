@@ -7,7 +7,7 @@ from support import golden
 from torch import Tensor, nn
 
 from i2i.errors import UsageError
-from i2i.methods.losses import GAN_MODES, GANLoss, discriminator_loss, gradient_penalty, l1_loss
+from i2i.methods.losses import GAN_MODES, GANLoss, discriminator_loss, draw_share, gradient_penalty, l1_loss
 from i2i.networks import PatchDiscriminator
 from kernels._layout import is_channels_last
 
@@ -78,7 +78,7 @@ def test_gradient_penalty_and_its_gradient_by_hand(kind):
     x = {"real": real, "fake": fake, "mixed": share * real + (1 - share) * fake}[kind]
     slope = 2 * x.flatten(1).norm(dim=1)
     discriminator = Quadratic(0.3)
-    penalty = gradient_penalty(discriminator, real, fake, kind, constant=0.8, weight=7.0, generator=rng())
+    penalty = gradient_penalty(discriminator, real, fake, kind, constant=0.8, weight=7.0, share=share)
     torch.testing.assert_close(penalty, 7 * (0.3 * slope - 0.8).square().mean(), rtol=1e-12, atol=0)
     penalty.backward()
     wanted = 7 * (2 * (0.3 * slope - 0.8) * slope).mean()
@@ -89,7 +89,7 @@ def test_gradient_penalty_of_a_flat_discriminator_has_a_gradient():
     """The norm of a zero gradient has no derivative; that must not make the weights nan."""
     discriminator = Quadratic(0.0)
     images = golden.wave((2, 2, 4, 4))
-    penalty = gradient_penalty(discriminator, images, images, generator=rng())
+    penalty = gradient_penalty(discriminator, images, images, share=draw_share(2, rng()))
     penalty.backward()
     assert float(penalty.detach()) == pytest.approx(10, rel=1e-10) and torch.isfinite(discriminator.weight.grad)
 
@@ -113,7 +113,7 @@ def test_gradient_penalty_through_the_fused_operators():
     weights = list(discriminator.parameters())
     results = []
     for judge in (discriminator, lambda x: plain(discriminator, x)):
-        penalty = gradient_penalty(judge, real, fake, generator=rng())
+        penalty = gradient_penalty(judge, real, fake, share=draw_share(2, rng()))
         results.append([penalty, *torch.autograd.grad(penalty, weights, allow_unused=True, materialize_grads=True)])
     assert float(results[1][1].norm()) > 1e-3  # something to compare
     torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-12)
@@ -123,18 +123,20 @@ def test_gradient_penalty_is_in_float32_inside_autocast():
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(3, 4, n_layers=2)
     real, fake = golden.image("real", (1, 3, 32, 32)), golden.image("fake", (1, 3, 32, 32))
-    wanted = gradient_penalty(discriminator, real, fake, generator=rng())
+    wanted = gradient_penalty(discriminator, real, fake, share=draw_share(len(real), rng()))
     with torch.autocast("cpu", torch.bfloat16):
-        penalty = gradient_penalty(discriminator, real, fake, generator=rng())
+        penalty = gradient_penalty(discriminator, real, fake, share=draw_share(len(real), rng()))
     assert penalty.dtype == torch.float32 and torch.equal(penalty, wanted)
 
 
 def test_gradient_penalty_refuses():
     a, b = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 12)
     with pytest.raises(UsageError, match=r"one size, got \(1, 3, 8, 8\) and \(1, 3, 8, 12\)"):
-        gradient_penalty(Quadratic(1.0), a, b, generator=rng())
+        gradient_penalty(Quadratic(1.0), a, b, share=draw_share(1, rng()))
     with pytest.raises(UsageError, match="kind must be one of real, fake, mixed, got 'mix'"):
-        gradient_penalty(Quadratic(1.0), a, a, "mix", generator=rng())
+        gradient_penalty(Quadratic(1.0), a, a, "mix")
+    with pytest.raises(ValueError, match="share: got None, want what draw_share gives"):
+        gradient_penalty(Quadratic(1.0), a, a)
 
 
 @pytest.mark.parametrize("mode", GAN_MODES)
@@ -142,9 +144,7 @@ def test_discriminator_loss(mode):
     real, fake = golden.wave((2, 3, 4, 4)), golden.wave((2, 3, 4, 4), phase=1.7)
     gan, discriminator = GANLoss(mode), Quadratic(0.3)
     wanted = {"D_real": gan(0.3 * real**2, True).mean(), "D_fake": gan(0.3 * fake**2, False).mean()}
-    if mode == "wgangp":
-        wanted["D_GP"] = gradient_penalty(discriminator, real, fake, generator=rng())
-    losses = discriminator_loss(gan, discriminator, real, fake, rng())
+    losses = discriminator_loss(gan, discriminator, real, fake)
     assert list(losses) == list(wanted)
     for name in wanted:
         torch.testing.assert_close(losses[name], wanted[name], rtol=1e-12, atol=0)

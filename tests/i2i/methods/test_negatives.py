@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from i2i.methods import CUT
-from i2i.methods.negatives import Queue
+from i2i.methods.negatives import Queue, gathered
 
 TINY = {
     "crop_size": 32,
@@ -30,7 +30,7 @@ def test_queue_holds_the_newest_rows(batch):
     queue = Queue(2, 7, 1, torch.Generator(), torch.device("cpu"))
     for start in range(0, 40, 2 * batch):
         rows = torch.arange(start, start + 2 * batch, dtype=torch.float32).view(batch, 2, 1)
-        queue.push([rows, -rows])
+        queue.push(gathered([rows, -rows]), queue.claim(2 * batch))
         newest = start + 2 * batch - 1
         held = queue.rows[0].flatten().sort().values
         if newest >= 6:
@@ -49,8 +49,8 @@ def test_keys_come_from_moving_averages():
     before = [copy.deepcopy(net) for net in (external.encoder, external.projection)]
     seen = {}
     loss = model.nce_loss
-    model.nce_loss = lambda keys, translated, bank: (
-        seen.setdefault(len(seen), (keys, bank.clone())) and loss(keys, translated, bank)
+    model.nce_loss = lambda rows, ids, translated, bank: (
+        seen.setdefault(len(seen), (rows, ids, bank.clone())) and loss(rows, ids, translated, bank)
     )
     places = [queue.place for queue in external.queues]
     now = [copy.deepcopy(net) for net in (model.G, model.F)]
@@ -59,7 +59,7 @@ def test_keys_come_from_moving_averages():
         for a, b, found in zip(old.parameters(), net.parameters(), average.parameters(), strict=True):
             torch.testing.assert_close(found, 0.999 * a + 0.001 * b, rtol=1e-5, atol=1e-7)
     for source, image in enumerate(images(1)):
-        (rows, ids), bank = seen[source]
+        rows, ids, bank = seen[source]
         with torch.no_grad():
             maps = external.encoder(image, model.config.nce_layers, encode_only=True)
             wanted = external.projection.project([x.flatten(2)[:, :, i].transpose(1, 2) for x, i in zip(maps, ids)])

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support.method_steps import discriminator_losses
 from support.step_profiler import Profiler
 from torch import Tensor
 
 from i2i.errors import UsageError
-from i2i.methods.losses import GANLoss, discriminator_loss
+from i2i.methods.losses import GANLoss
 from i2i.methods.pix2pix import Pix2Pix, Pix2PixConfig
 
 TINY = {"crop_size": 64, "ngf": 3, "ndf": 4, "generator": "unet_64", "discriminator": "n_layers", "n_layers_d": 2}
@@ -33,7 +34,7 @@ def published(model: Pix2Pix, a: Tensor, b: Tensor) -> tuple[dict[str, Tensor], 
     gan, g, d = GANLoss(model.config.gan_mode), copy.deepcopy(model.G), copy.deepcopy(model.D)
     fake = g(a)
     rng = torch.Generator().manual_seed(model.config.seed)
-    losses = discriminator_loss(gan, d, torch.cat([a, b], 1), torch.cat([a, fake.detach()], 1), rng)
+    losses = discriminator_losses(gan, d, torch.cat([a, b], 1), torch.cat([a, fake.detach()], 1), rng)
     of_d = torch.autograd.grad(sum(losses.values()) / 2, list(d.parameters()), allow_unused=True)
     for p, gradient in zip(d.parameters(), of_d, strict=True):
         p.grad = gradient
@@ -119,7 +120,6 @@ def test_looking_at_pictures_leaves_no_trace_in_the_run(ema):
             if model is models[1]:
                 assert list(model.visuals(*images(9, dtype=torch.float32))) == ["real_A", "fake_B", "real_B"]
             model.step(*images(number, dtype=torch.float32))
-            model.after_step()
     for name, net in models[0].networks.items():
         for key, value in net.state_dict().items():
             assert torch.equal(value, models[1].networks[name].state_dict()[key]), key

@@ -1,0 +1,162 @@
+"""Steps as CUDA graphs: what the device computes hangs on nothing of the host, and a recorded step is the step."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from support.graph_stand_ins import TapeRecorder, TiedToHost, no_host_ties
+from torch import Tensor
+
+from benchmarks.zoo import batch
+from i2i import graphs
+from i2i.graphs import Draws, Graphs
+from i2i.methods import METHODS, Method
+
+# Small networks, and settings that change what a step does. cuts: graphs of one step, where it is not one.
+NARROW = {"crop_size": 32, "load_size": 32, "ngf": 4, "ndf": 4}
+CUT = NARROW | {"generator": "resnet_5blocks", "num_patches": 8, "feature_width": 8}
+CYCLE = NARROW | {"generator": "resnet_1blocks", "pool_size": 2}
+STAR = {"crop_size": 32, "g_conv_dim": 4, "d_conv_dim": 4, "g_repeat_num": 1, "d_repeat_num": 4}
+CASES = {
+    "cut": ("cut", CUT | {"ema": 0.9}),
+    "cut, bfloat16": ("cut", CUT | {"precision": "bfloat16"}),
+    "cut, float16": ("cut", CUT | {"precision": "float16"}),
+    "cut, penalty": ("cut", CUT | {"gan_mode": "wgangp"}),
+    "cut, past images": ("cut", CUT | {"negatives": "external", "queue_size": 20}),
+    "cut, pooled": ("cut", CUT | {"feature_network": "reshape", "flip_equivariance": True}),
+    "cut, published order": ("cut", CUT | {"published_order": True, "dropout": True, "batch_size": 2}),
+    "cut, batch norm": ("cut", CUT | {"norm": "batch", "nce_idt": False}),
+    "cut, monce": ("cut", CUT | {"contrast": "monce"}),
+    "cut, hdce": ("cut", CUT | {"contrast": "hdce"}),
+    "fastcut": ("fastcut", CUT),
+    "sincut": ("sincut", {"crop_size": 32, "batch_size": 2, "ngf": 4, "ndf": 4}),
+    "cyclegan": ("cyclegan", CYCLE | {"batch_size": 2}),
+    "cyclegan, bfloat16": ("cyclegan", CYCLE | {"precision": "bfloat16", "ema": 0.9}),
+    "cyclegan, penalty": ("cyclegan", CYCLE | {"gan_mode": "wgangp", "pool_size": 0, "norm": "batch"}),
+    "pix2pix": ("pix2pix", NARROW | {"generator": "unet_32"}),
+    "pix2pix, penalty": ("pix2pix", NARROW | {"generator": "unet_32", "gan_mode": "wgangp", "norm": "instance"}),
+    "opgan": ("opgan", CYCLE | {"nsf": 4, "pair_sampling": "uniform"}),
+    "opgan, siamese apart": ("opgan", CYCLE | {"nsf": 4, "register_siamese": False, "attention_on": "pixels"}),
+    "munit": ("munit", NARROW | {"num_scales": 2, "style_dim": 2, "mlp_dim": 8, "n_res": 1, "recon_x_cyc_w": 1.0}),
+    "munit, bfloat16": ("munit", NARROW | {"num_scales": 2, "mlp_dim": 8, "n_res": 1, "precision": "bfloat16"}),
+    "stargan": ("stargan", STAR | {"n_critic": 2, "batch_size": 2}),
+    "stargan, classes": ("stargan", STAR | {"n_critic": 1, "batch_size": 2, "label_kind": "classes"}),
+    "matchgan": ("matchgan", STAR | {"n_critic": 3, "labelled_percentage": 50.0}),
+    "discogan": ("discogan", {"ngf": 4, "ndf": 4, "batch_size": 2, "gan_curriculum": 4}),
+}
+# Recordings after STEPS steps, and graphs in each: of a variant that a method has, and between calls of the host.
+STEPS = 9
+RECORDED = {
+    **dict.fromkeys(CASES, [1]),
+    **{"fastcut": [1, 1], "cut, pooled": [1, 1]},
+    **{name: [2] for name in CASES if name.startswith(("cyclegan", "opgan"))},
+    "stargan": [1, 1],
+    "matchgan": [1, 1, 1],  # of four: one that updates G comes twice in twelve steps
+    "discogan": [1, 1, 1],
+}
+
+
+def build(name: str, impl: str = "reference") -> Method:
+    method, settings = CASES[name]
+    torch.manual_seed(0)
+    return METHODS[method](METHODS[method].Config(**settings), impl=impl)
+
+
+def given(model: Method, step: int) -> tuple[Tensor, ...]:
+    images, *more = batch(model.config)
+    return (images * (1 - 0.1 * step), *more)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compute_is_not_tied_to_the_host(name):
+    """Of every variant that six steps have."""
+    model = build(name, impl="auto")
+    model.record(Graphs(model.device, recorder=TapeRecorder()))
+    seen, run = set(), model.graphs.run
+
+    def checked(compute, images, draws):
+        if draws.variant in seen:
+            return run(compute, images, draws)
+        seen.add(draws.variant)
+        with no_host_ties() as operators:
+            losses = compute(images, draws)
+        assert operators.count > 100
+        return losses
+
+    model.graphs.run = checked
+    for step in range(6):
+        model.step(*given(model, step))
+    assert len(seen) >= len(RECORDED[name])
+
+
+def test_a_tie_is_noticed():
+    x = torch.ones(3)
+    for tie in (
+        lambda: float(x.sum()),
+        lambda: bool(x[0] > 0),
+        lambda: x.sum().item(),
+        lambda: x.tolist(),
+        lambda: x.cpu(),
+        lambda: x[x > 0],
+        lambda: x[[0, 1]],
+        lambda: x.nonzero(),
+        lambda: x + torch.tensor(1.0),
+        lambda: x * torch.rand(3),
+        lambda: x[torch.randperm(3).to(x.device)],
+        lambda: x.index_select(0, torch.arange(2)),
+    ):
+        with pytest.raises(TiedToHost), no_host_ties():
+            tie()
+    with pytest.raises(TiedToHost, match="made by the test"), no_host_ties(x):
+        x.sum()
+    with no_host_ties():
+        x.requires_grad_().mul(2).sum().backward()
+        torch.zeros(3, device=x.device) + x
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recorded_step_is_the_step(name, monkeypatch):
+    """Losses and weights to the bit, with learning rates that change, pictures in between, and weights that somebody
+    writes over."""
+    eager, recorded = build(name), build(name)
+    for model in (eager, recorded):
+        model.record(Graphs(model.device, recorder=TapeRecorder()))
+    found = []
+    for model, calls in ((eager, sys.maxsize), (recorded, 1)):
+        monkeypatch.setattr(graphs, "EAGER_CALLS", calls)
+        torch.manual_seed(1)
+        rows = []
+        for step in range(STEPS):
+            rows.append(model.step(*given(model, step)))
+            if step == 5:
+                model.visuals(*given(model, 0))
+                for optimizer in model.optimizers.values():
+                    for group in optimizer.param_groups:
+                        group["lr"] *= 0.5
+                with torch.no_grad():
+                    next(model.networks[model.generators[0]].parameters()).mul_(1.01)
+        found.append(rows)
+    for step, (one, other) in enumerate(zip(*found, strict=True)):
+        assert list(one) == list(other)
+        for loss in one:
+            assert torch.equal(one[loss], other[loss]), f"{loss} of step {step}"
+    for kind in ("networks", "averages"):
+        for (letter, one), other in zip(getattr(eager, kind).items(), getattr(recorded, kind).values(), strict=True):
+            for key, value in one.state_dict().items():
+                assert torch.equal(value, other.state_dict()[key]), f"{letter} {key}"
+    assert not eager.graphs.recordings
+    counts = sorted(recording.graphs() for recording in recorded.graphs.recordings.values())
+    assert counts == RECORDED[name]
+
+
+def test_a_step_that_is_tied_to_the_host_is_not_the_step(monkeypatch):
+    """The comparison above can fail: here a number of the host goes into the recording."""
+    monkeypatch.setattr(graphs, "EAGER_CALLS", 1)
+    steps = iter(range(9))
+    made = Graphs(torch.device("cpu"), recorder=TapeRecorder())
+    found = [
+        made.run(lambda images, draws: {"x": images[0] + next(steps)}, (torch.ones(()),), Draws())["x"] for _ in "abcd"
+    ]
+    assert [float(x) for x in found] == [1, 2, 2, 2]
