@@ -38,7 +38,7 @@ PARTS = {
             130,
             True,
             device_tests.run,
-            {"cuda": {"paths": ["tests/kernels", "tests/i2i"], "workers": device_tests.workers()}},
+            {"cuda": {"paths": ["tests/kernels", "tests/i2i", "tests/benchmarks"], "workers": device_tests.workers()}},
         ),
         Part(
             "sanitizer",

@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.engine.work import Json
+
 Call = Callable[[], object]
 
 MIN_SAMPLE_MS = 2.0
@@ -193,17 +195,26 @@ class Kernel(NamedTuple):
 
 
 def device_kernels(call: Call, device: torch.device) -> list[Kernel]:
-    """All that a CUDA device ran for call(), copies and fills of memory among them, also out of graphs; [] where the
-    profiler sees nothing of the device."""
+    """Kernels, copies and fills that a CUDA device ran for call(), also out of graphs; [] where the profiler sees
+    nothing of the device."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=kinds) as profile:
         call()
         torch.cuda.synchronize(device)
-    return [
-        Kernel(event.name, event.time_range.elapsed_us())
-        for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-    ]
+    return kernels_of(trace_of(profile))
+
+
+def kernels_of(trace: Json) -> list[Kernel]:
+    """Of a profiler's trace."""
+    ran = [event for event in trace["traceEvents"] if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    return [Kernel(event["name"], event["dur"]) for event in ran]
+
+
+def trace_of(profile: torch.profiler.profile) -> Json:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profile.export_chrome_trace(str(path))
+        return json.loads(path.read_text())
 
 
 def peak_bytes(call: Call, grad: bool, device: torch.device) -> int:
@@ -220,18 +231,14 @@ def peak_bytes(call: Call, grad: bool, device: torch.device) -> int:
             call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        with _silent_stderr():
-            with (
-                torch.profiler.profile(
-                    activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-                ) as profiler,
-                torch.set_grad_enabled(grad),
-            ):
-                call()
-            profiler.export_chrome_trace(str(trace))
-        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    with _silent_stderr():
+        with (
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+            torch.set_grad_enabled(grad),
+        ):
+            call()
+        trace = trace_of(profile)
+    events = [event for event in trace["traceEvents"] if event.get("name") == "[memory]"]
     total = peak = 0
     for event in sorted(events, key=lambda e: e["ts"]):
         total += event["args"]["Bytes"]

@@ -9,12 +9,9 @@ their own launchers' choice.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from benchmarks.engine.measure import Kernel, device_kernels
 from benchmarks.systems.child import is_convolution
 from benchmarks.systems.launch_rules import (
     ADDITIONS,
@@ -61,8 +59,10 @@ def count(build: Callable[[], tuple[Any, Sequence[Tensor], int]], device: torch.
     counts = Counts()
     with our_launches(counts, stand_in=device.type != "cuda"):
         model, batch, steps = build()
-        counted = _profiled if device.type == "cuda" else _estimated
-        counted(model, batch, steps, counts)
+        if device.type == "cuda":
+            _profiled(model, batch, steps, counts, device)
+        else:
+            _estimated(model, batch, steps, counts)
     return counts, steps
 
 
@@ -187,28 +187,21 @@ NAMES = {
 }
 
 
-def _profiled(model: Any, batch: Sequence[Tensor], steps: int, counts: Counts) -> None:
+def _profiled(model: Any, batch: Sequence[Tensor], steps: int, counts: Counts, device: torch.device) -> None:
     """Kernels are told apart by name: casts and copies, or a gradient's addition and another, may have the same."""
     for _ in range(3):
         _steps(model, batch, steps)
     torch.cuda.synchronize()
     counts.kinds.clear()
     counts.names.clear()
-    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=kinds) as profile:
-        _steps(model, batch, steps)
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profile.export_chrome_trace(str(path))
-        add_trace(json.loads(path.read_text()), counts)
+    add(device_kernels(lambda: _steps(model, batch, steps), device), counts)
 
 
-def add_trace(trace: Any, counts: Counts) -> None:
-    """Adds what a profiler's trace says ran on the GPU, but for our kernels, all of which are called `kernel` there."""
-    for event in trace["traceEvents"]:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") and event["name"] != "kernel":
-            counts.add(kind_of(event["name"]), event["name"])
+def add(kernels: Sequence[Kernel], counts: Counts) -> None:
+    """Adds what ran on the GPU, but for our kernels, all of which are called `kernel` there."""
+    for kernel in kernels:
+        if kernel.name != "kernel":
+            counts.add(kind_of(kernel.name), kernel.name)
 
 
 def kind_of(kernel: str) -> str:

@@ -9,8 +9,9 @@ from torch import nn
 
 import kernels
 from benchmarks import launches, zoo
+from benchmarks.engine.measure import kernels_of
 from benchmarks.systems import launch_count
-from benchmarks.systems.launch_count import H100, Counts, Estimate, add_trace, count, our_launches
+from benchmarks.systems.launch_count import H100, Counts, Estimate, add, count, our_launches
 from benchmarks.systems.launch_rules import (
     ADDITIONS,
     CASTS,
@@ -227,7 +228,7 @@ def test_a_trace_of_the_profiler_is_counted_by_names():
         {"ph": "M", "name": "process_name"},
     ]
     counts = Counts()
-    add_trace({"traceEvents": events}, counts)
+    add(kernels_of({"traceEvents": [event | {"dur": 1.5} for event in events]}), counts)
     assert counts.kinds == Counter(
         {CONVOLUTIONS: 1, PRODUCTS: 1, CASTS: 1, ADDITIONS: 1, OPTIMISER: 1, COPIES: 1, OTHERS: 2}
     )
