@@ -35,7 +35,7 @@ PARTS = {
         Part(
             "tests",
             "the tests marked gpu",
-            130,
+            120,
             True,
             device_tests.run,
             {"cuda": {"paths": ["tests/kernels", "tests/i2i", "tests/benchmarks"], "workers": device_tests.workers()}},
@@ -43,7 +43,7 @@ PARTS = {
         Part(
             "sanitizer",
             "compute-sanitizer's memcheck and racecheck on small calls of every kernel",
-            80,
+            70,
             True,
             sanitizer.run,
             {"cuda": {"impl": "cuda"}},
@@ -51,7 +51,7 @@ PARTS = {
         Part(
             "operators",
             "every operator against stock code and a copy",
-            130,
+            150,
             False,
             operators.run,
             {
@@ -67,7 +67,7 @@ PARTS = {
         Part(
             "launches",
             "host time of a call, launches of a call",
-            20,
+            15,
             False,
             launches.run,
             {"cuda": {"repeats": 60}, "cpu": {"repeats": 10}},
@@ -86,7 +86,7 @@ PARTS = {
         Part(
             "training",
             "a run of the trainer that has to learn",
-            30,
+            35,
             False,
             training.run,
             {

@@ -198,10 +198,12 @@ def device_kernels(call: Call, device: torch.device) -> list[Kernel]:
     """Kernels, copies and fills that a CUDA device ran for call(), also out of graphs; [] where the profiler sees
     nothing of the device."""
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=kinds) as profile:
-        call()
-        torch.cuda.synchronize(device)
-    return kernels_of(trace_of(profile))
+    with _silent_stderr():
+        with torch.profiler.profile(activities=kinds) as profile:
+            call()
+            torch.cuda.synchronize(device)
+        trace = trace_of(profile)
+    return kernels_of(trace)
 
 
 def kernels_of(trace: Json) -> list[Kernel]:

@@ -164,6 +164,19 @@ def step_launches(part: Json) -> Figure | None:
     return (ours["launches"], "kernels, copies and fills of a step") if "launches" in ours else None
 
 
+def unrecorded(part: Json) -> Figure | None:
+    ours = {
+        system: row["graphs"]
+        for system, rows in part.get("systems", {}).items()
+        for row in rows
+        if row["name"] == OURS and "graphs" in row
+    }
+    if not ours:
+        return None
+    without = [system for system, lines in ours.items() if not any("recorded, " in line for line in lines)]
+    return len(without), ", ".join(without) or f"of {', '.join(ours)}"
+
+
 def rise(part: Json) -> Figure | None:
     runs = part.get("runs", [])
     if not runs:
@@ -190,5 +203,6 @@ TARGETS: Sequence[Target] = (
     Target("CUT step faster than torch.compile with CUDA graphs", "steps", 1.3, "x", True, True, times_faster(GRAPHS)),
     Target("CUT step, of its convolutions' time", "steps", 1.5, "x", False, True, of_convolutions),
     Target("CUT step, launches", "steps", 700, "", False, True, step_launches),
+    Target("steps that are not recorded as CUDA graphs", "steps", 0, "", False, True, unrecorded),
     Target("held-out score of the training run rises", "training", training.MARGIN, " dB", True, False, rise),
 )

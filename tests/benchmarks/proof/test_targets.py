@@ -77,7 +77,7 @@ HELD = {
             "CUT": [
                 step(PUBLISHED, 0.030),
                 step(GRAPHS, 0.010),
-                step(OURS, 0.006, convolutions_s=0.0045, launches=650, graphs=["1x3x256x256: captured"]),
+                step(OURS, 0.006, convolutions_s=0.0045, launches=650, graphs=["batch 1x3x256x256: recorded, 1 graph"]),
             ],
             "CycleGAN": [step(PUBLISHED, 0.05), {"name": OURS, "status": "error", "reason": "killed", "samples_s": []}],
         },
@@ -97,7 +97,7 @@ def by_name(parts: dict, device: str = "cuda") -> dict[str, dict]:
 
 def test_all_hold():
     found = by_name(HELD)
-    assert {check["status"] for check in found.values()} == {PASSED} and len(found) == len(TARGETS) == 15
+    assert {check["status"] for check in found.values()} == {PASSED} and len(found) == len(TARGETS) == 16
     assert found["CUT step faster than the published form"]["text"] == "5x"
     assert found["CUT step, of its convolutions' time"]["of"] == "a step of 6 ms, 4.5 of convolutions"
     assert "of 900 tests, 3 more skipped" in found["tests on the device fail, CUDA"]["of"]
@@ -162,6 +162,12 @@ def set_in(parts: dict, path: list, value) -> dict:
         ),
         (["steps", "systems", "CUT", 2, "convolutions_s"], 0.003, "CUT step, of its convolutions' time", "3 of conv"),
         (["steps", "systems", "CUT", 2, "launches"], 701, "CUT step, launches", "of a step"),
+        (
+            ["steps", "systems", "CUT", 2, "graphs", 0],
+            "recording failed",
+            "steps that are not recorded as CUDA graphs",
+            "CUT",
+        ),
         (["training", "runs", 1, "rise"], 2.0, "held-out score of the training run rises", "bfloat16"),
     ],
 )
@@ -185,7 +191,7 @@ def test_not_measured_says_why():
     }
     found = by_name(parts)
     reasons = {name: check["reason"] for name, check in found.items() if check["status"] == NOT_MEASURED}
-    assert len(reasons) == 14
+    assert len(reasons) == 15
     assert reasons["tests on the device fail, CUDA"] == "the part tests: not possible here: pytest is not installed"
     assert reasons["errors of racecheck"] == "the part sanitizer: out of time: after 9 s, within racecheck"
     assert "failed: RuntimeError: no driver" in reasons["norms slower than any other code"]
@@ -238,14 +244,14 @@ def test_the_report_begins_with_what_holds(tmp_path):
     assert [path.name for path in paths] == ["proof.json", "proof.md", "proof.png"]
     text = (tmp_path / "proof.md").read_text()
     assert text.splitlines()[2] == (
-        "**13 of 15 targets hold, 2 do not, 0 were not measured.** Parts that did not end well: tests (failed)."
+        "**14 of 16 targets hold, 2 do not, 0 were not measured.** Parts that did not end well: tests (failed)."
     )
     assert "| CUT step, launches | at most 700 | 701 | **failed** | kernels, copies and fills of a step |" in text
     assert "| tests | **failed** | 1 of 9 | CUDA: 1 failed |" in text and "* tests.a::test_b: off by 1" in text
     assert "NVIDIA H100, driver 580.1" in text and "clocks.sm 1980 MHz → 1700 MHz" in text and "CUDA 13.0" in text
     assert "2 kernels built; 1 of them spill registers" in text and "* b: 9 registers, 16 bytes spilled" in text
     assert "| ours | 6 (6–6) | – | 2.00 | 4.00 | – | 701 | – |" in text
-    assert "* **error** ours: killed" in text and "* ours: 1x3x256x256: captured" in text
+    assert "* **error** ours: killed" in text and "* ours: batch 1x3x256x256: recorded, 1 graph" in text
     assert "| instance_norm 8x64x256x256 float32 | fwd | 100.0 | 92 | 3.00x | 3.00x | – | – |" in text
     assert (tmp_path / "proof.png").read_bytes().startswith(b"\x89PNG")
 
@@ -254,5 +260,5 @@ def test_a_report_of_nothing(tmp_path):
     parts = {name: part(status=FAILED, reason="planted") for name in HELD}
     report.write(result(parts), tmp_path)
     text = (tmp_path / "proof.md").read_text()
-    assert "**0 of 15 targets hold, 0 do not, 15 were not measured.**" in text
+    assert "**0 of 16 targets hold, 0 do not, 16 were not measured.**" in text
     assert "## Operators" not in text and (tmp_path / "proof.png").exists()
