@@ -8,7 +8,9 @@ import torch
 
 from benchmarks import steps
 from benchmarks.systems import step_report, turns
-from benchmarks.systems.stock_cut import CONTESTANTS, OURS, PUBLISHED, StockCUT, Style
+from benchmarks.systems.stock import OURS, PUBLISHED
+from benchmarks.systems.stock_cut import CONTESTANTS, StockCUT
+from benchmarks.systems.stock_layers import Style
 from i2i.methods.cut import CUT, CUTConfig
 from i2i.methods.fastcut import FastCUTConfig
 
