@@ -58,7 +58,7 @@ def _operators(axis: Any, rows: list[Json], labels: list[str]) -> None:
     axis.set_xlim(left=0)
     axis.grid(color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
-    axis.legend(frameon=False, fontsize=8)
+    axis.figure.legend(*axis.get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False, fontsize=8)
 
 
 def _fused(row: Json) -> float | None:

@@ -106,7 +106,7 @@ def test_launches(tmp_path):
     calls = {(row["name"], row["what"]): row for row in out.found["calls"]}
     assert (launches.FIVE, launches.BOTH) in calls and ("norm", "launcher, backward") in calls
     assert all(row.keys() == {"name", "what", "host_us"} and 0 < row["host_us"] < 1e6 for row in calls.values())
-    assert out.found["impl"] == "cpu"
+    assert out.found["impl"] == "cpu" and 0 < out.found["fill_us"] < 1e3
 
 
 def test_launches_end_with_their_time(tmp_path):
@@ -128,6 +128,7 @@ def test_on_a_device_kernels_are_counted_and_waited_for(monkeypatch, tmp_path):
     monkeypatch.setattr(launches, "public", lambda device: [launches.Timed("a", launches.FORWARD, lambda: None)])
     monkeypatch.setattr(launches, "launchers", lambda device: [])
     monkeypatch.setattr(launches, "device_kernels", lambda call, device: [Kernel("k", 1.0)])
+    monkeypatch.setattr(launches, "fill_microseconds", lambda device: 2.5)
     monkeypatch.setattr(launches.backends, "choose", lambda impl, x: "cuda")
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     monkeypatch.setattr(torch, "empty", lambda *size, device: None)

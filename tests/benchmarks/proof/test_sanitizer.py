@@ -36,8 +36,8 @@ def tool(tmp_path, monkeypatch):
         folder.mkdir(exist_ok=True)
         cases = "\n".join(f'  {name}) printf "{text}" > "$log";;' for name, text in logs.items())
         script = f"""#!/bin/sh
-[ "$1" = --tool ] && [ "$3" = --log-file ] || exit 9
-tool=$2 log=$4
+[ "$1 $3 $4 $5" = "--tool --report-api-errors no --log-file" ] || exit 9
+tool=$2 log=$6
 [ "$tool" != memcheck ] || [ "$PYTORCH_NO_CUDA_MEMORY_CACHING" = 1 ] || exit 8
 case "$*" in *"-m benchmarks.proof.small_calls cpu cuda"*) ;; *) exit 7;; esac
 sleep {sleep}

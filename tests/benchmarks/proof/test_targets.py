@@ -66,6 +66,7 @@ HELD = {
         impl="cuda",
         host_calls=40,
         host_repeats=60,
+        fill_us=2.5,
         calls=[
             {"name": launches.FIVE, "what": launches.FORWARD, "host_us": 50.0, "launches": 2, "kernels": ["a", "b"]},
             {"name": launches.FIVE, "what": launches.BOTH, "host_us": 90.0, "launches": 3, "kernels": ["a", "b", "c"]},
