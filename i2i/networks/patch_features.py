@@ -7,6 +7,7 @@ the features there, and then of those at the same places of the translated image
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,8 @@ class PatchFeatureNetwork(SampledFeatures):
         for i in layers:
             widths.setdefault(features[i].shape[-1], []).append(i)
         order = [i for group in widths.values() for i in group]
-        first, second = ([self.get_submodule(f"mlp_{i}.{at}") for i in order] for at in (0, 2))
+        mlps = [cast(nn.Sequential, self.get_submodule(f"mlp_{i}")) for i in order]
+        first, second = ([cast(nn.Linear, mlp[at]) for mlp in mlps] for at in (0, 2))
         parameters = [layer.weight for layer in (*first, *second)] + [layer.bias for layer in (*first, *second)]
         device, dtype = features[0].device.type, parameters[0].dtype
         if torch.is_autocast_enabled(device):
