@@ -53,7 +53,7 @@ FIXED = {  # where an operator is more than one kernel
     "slice_backward": 2,  # a fill and a copy
     "select_backward": 2,
 }
-MATMULS = {"mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot"}
+MATMULS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addmv", "mv", "dot"}
 
 
 def launches(func: Any, args: Sequence[Any], kwargs: dict[str, Any], backward: bool) -> Counted:

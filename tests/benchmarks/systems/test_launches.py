@@ -59,6 +59,7 @@ CALLS = {
     "products": (lambda: (X[0, 0] @ X[0, 1], torch.bmm(X[0], X[1])), {PRODUCTS: 2}),
     "linear": (lambda: nn.functional.linear(X[0, 0], X[0, 1], X[0, 2, 0]), {PRODUCTS: 1}),
     "batch with bias": (lambda: torch.baddbmm(X[0, :, :1], X[0], X[1]), {PRODUCTS: 2}),
+    "batch added to another": (lambda: torch.empty(4, 8, 8).baddbmm_(X[0], X[1]), {PRODUCTS: 1}),
     "drawn by the host": (lambda: torch.randperm(9, generator=torch.Generator()), {}),
     "drawn by the device": (lambda: torch.randn(9), {OTHERS: 1}),
     "foreach": (lambda: torch._foreach_mul([X] * 3, 2.0), {OPTIMISER: 1}),

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.method_steps import gradient
 
 from benchmarks import steps
 from benchmarks.systems import step_report, turns
@@ -32,7 +33,7 @@ def first_step(model, dtype: torch.dtype) -> tuple[dict[str, float], torch.Tenso
         net.to(dtype)
     losses = model.step(*(x.to(dtype) for x in images(0)))
     assert losses.keys() == set(TERMS) - ({"NCE_Y"} if not model.config.nce_idt else set())
-    gradients = [p.grad.double().flatten() for net in model.networks.values() for p in net.parameters()]
+    gradients = [gradient(p).double().flatten() for net in model.networks.values() for p in net.parameters()]
     return {name: float(loss.detach()) for name, loss in losses.items()}, torch.cat(gradients)
 
 
