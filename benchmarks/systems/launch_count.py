@@ -32,7 +32,6 @@ from benchmarks.systems.launch_rules import (
     PRODUCTS,
     launches,
 )
-from i2i.networks import patch_features
 from kernels import _cuda, backends
 from kernels._build import ROOMS
 from kernels._layout import is_channels_last
@@ -97,7 +96,6 @@ def our_launches(counts: Counts, stand_in: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.object(_cuda, name, function))
         if stand_in:  # what is chosen on a GPU
             stack.enter_context(mock.patch.dict(os.environ, KERNELS_IMPL="cuda"))
-            stack.enter_context(mock.patch.object(patch_features, "BATCHED", {"cpu"}))
         _forget()
         ownership.prepare()  # which it would put off while a dispatch mode looks on
         yield

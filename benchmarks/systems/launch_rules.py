@@ -118,6 +118,10 @@ def _multi_tensor(name: str, args: Sequence[Any]) -> Counted:
         return kind, 0  # the counters of an optimiser that is not fused are the host's
     if name == "_foreach_copy_" and any(a.stride() != b.stride() for a, b in zip(*lists)):
         return kind, len(lists[0])  # one by one
+    mixed = name == "_foreach_add_" and len({t.dtype for some in lists for t in some}) > 1
+    if mixed:  # one by one on CUDA, so half_weights.py casts first there
+        sizes = [t.numel() for t in lists[0]]
+        return kind, 2 * chunked(sizes, 2)
     depth = len(lists) + (not name.endswith("_"))
     if name.startswith("_fused_"):
         depth -= 1  # the counters of steps are not cut into chunks

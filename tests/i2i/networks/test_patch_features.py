@@ -11,7 +11,6 @@ from i2i.networks import (
     ResnetGenerator,
     feature_network,
     init_weights,
-    patch_features,
 )
 from kernels._dtypes import wide
 
@@ -62,18 +61,21 @@ def test_a_step_can_compare_features_of_every_kind(name):
     assert bool(features.state_dict()) is (name == "mlp_sample")
 
 
-# ---- layers in batches, as on a GPU ----------------------------------------------------------------------------------
+# ---- layers in batches ----------------------------------------------------------------------------------
 
 CHANNELS = (3, 8, 16, 16, 16)
 
 
-def results(net: PatchFeatureNetwork, features: list[torch.Tensor], devices: set[str], monkeypatch, **autocast):
+def one_by_one(net: PatchFeatureNetwork, features: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [wide(net.get_submodule(f"mlp_{i}")(x)) for i, x in enumerate(features)]
+
+
+def results(net: PatchFeatureNetwork, features: list[torch.Tensor], project, **autocast):
     """Rows of every layer, and gradients of features and parameters for random ones of the rows, by name."""
-    monkeypatch.setattr(patch_features, "BATCHED", devices)
     features = [x.detach().requires_grad_() for x in features]
     net.zero_grad()
     with torch.autocast("cpu", **autocast):
-        rows = net.project(features)
+        rows = project(net, features)
     generator = torch.Generator().manual_seed(1)
     torch.autograd.backward(rows, [torch.randn(y.shape, generator=generator, dtype=y.dtype) for y in rows])
     found = {f"y{i}": y.detach() for i, y in enumerate(rows)} | {f"dx{i}": x.grad for i, x in enumerate(features)}
@@ -90,24 +92,26 @@ def network_and_features(dtype=torch.float64, batches=(2,) * 5, patches=9):
 
 @pytest.mark.parametrize("patches", [9, 1])
 @pytest.mark.parametrize("batches", [(2,) * 5, (1,) * 5, (1, 2, 2, 1, 2), (0,) * 5], ids=str)
-def test_batches_of_layers_compute_what_their_mlps_do(batches, patches, monkeypatch):
+def test_batches_of_layers_compute_what_their_mlps_do(batches, patches):
     net, features = network_and_features(batches=batches, patches=patches)
-    wanted = results(net, features, set(), monkeypatch, enabled=False)
-    found = results(net, features, {"cpu"}, monkeypatch, enabled=False)
+    wanted = results(net, features, one_by_one, enabled=False)
+    found = results(net, features, PatchFeatureNetwork.project, enabled=False)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
     assert found["y1"].shape == (batches[1], patches, 16)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_batches_of_layers_are_as_exact_as_their_mlps(precision, monkeypatch):
+def test_batches_of_layers_are_as_exact_as_their_mlps(precision):
     """At most twice torch's own error. 16 bits by autocast, of features of which some are float32, as in a step."""
     dtype = getattr(torch, precision)
     net, features = network_and_features(dtype)
-    exact = results(net, features, set(), monkeypatch, enabled=False)
+    exact = results(net, features, one_by_one, enabled=False)
     net.float()
     features = [x.float() if i == 0 else x.to(dtype) for i, x in enumerate(features)]
     autocast = {"dtype": dtype, "enabled": precision != "float32"}
-    found, torchs = (results(net, features, devices, monkeypatch, **autocast) for devices in ({"cpu"}, set()))
+    found, torchs = (
+        results(net, features, project, **autocast) for project in (PatchFeatureNetwork.project, one_by_one)
+    )
     assert all(found[f"y{i}"].dtype == torch.float32 for i in range(5))
     exact["y"] = torch.cat([exact[f"y{i}"].flatten() for i in range(5)])  # whose size check_rule asks for
     for of in (found, torchs):
@@ -115,8 +119,7 @@ def test_batches_of_layers_are_as_exact_as_their_mlps(precision, monkeypatch):
     check_rule(found, torchs, exact, dtype)
 
 
-def test_gradients_of_gradients_of_batches(monkeypatch):
-    monkeypatch.setattr(patch_features, "BATCHED", {"cpu"})
+def test_gradients_of_gradients_of_batches():
     torch.manual_seed(0)
     net = PatchFeatureNetwork((2, 3, 3), width=3).double()
     features = [torch.randn(1, 2, c, dtype=torch.float64, requires_grad=True) for c in (2, 3, 3)]
@@ -139,8 +142,7 @@ class _Projection(torch.nn.Module):
         return tuple(self.net.project(features))
 
 
-def test_frozen_batches_leave_no_gradient(monkeypatch):
-    monkeypatch.setattr(patch_features, "BATCHED", {"cpu"})
+def test_frozen_batches_leave_no_gradient():
     net, features = network_and_features()
     net.requires_grad_(False)
     features[1].requires_grad_()
@@ -150,11 +152,10 @@ def test_frozen_batches_leave_no_gradient(monkeypatch):
         assert not net.project(features)[1].requires_grad
 
 
-def test_launches_of_batches(monkeypatch):
+def test_launches_of_batches():
     """Forward: weights put together, features of the widest put together; twice a bias spread over the rows, a product
     for each of three widths, then one for all, a ReLU. Backward: gradients of rows put together; of one product and of
     three those of both factors and of the bias, of the ReLU."""
-    monkeypatch.setattr(patch_features, "BATCHED", {"cpu"})
     net, features = network_and_features()
     for x in features:
         x.requires_grad_()
