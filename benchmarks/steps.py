@@ -11,7 +11,8 @@ from benchmarks.engine.machine import Run
 from benchmarks.engine.progress import Progress
 from benchmarks.engine.work import Json
 from benchmarks.systems import step_report
-from benchmarks.systems.stock_cut import CONTESTANTS, OURS, PUBLISHED
+from benchmarks.systems.stock import OURS, PUBLISHED, available
+from benchmarks.systems.stock_cut import CONTESTANTS
 from benchmarks.systems.turns import COMMANDS, Contestant, measure
 from kernels import _commands
 
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None, networks: Json | None = None) -> int
 def measure_and_report(asked: argparse.Namespace, networks: Json) -> int:
     device, folder = options.place(asked)
     run = Run("benchmarks.steps", device)
-    chosen = contestants([name for name in CONTESTANTS if name not in asked.skip], asked.size, networks)
+    chosen = contestants(
+        [name for name in available(CONTESTANTS, device) if name not in asked.skip], asked.size, networks
+    )
     progress = Progress(len(chosen) * (asked.rounds + COMMANDS))
     by_name, interrupted = measure(chosen, PUBLISHED, asked.rounds, device, progress)
     progress.close()

@@ -1,6 +1,6 @@
 """A training step of every published system: `python -m benchmarks.zoo`. The same code on the fused operators and on
-the same operators in plain torch, at the published defaults; for CUT and FastCUT also stock code, as published and as
-written with care."""
+the same operators in plain torch, at the published defaults; for CUT, FastCUT, CycleGAN and MUNIT also stock code, as
+published and as written with care."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from benchmarks.engine import options
 from benchmarks.engine.machine import Run
 from benchmarks.engine.progress import Progress
 from benchmarks.engine.work import FUSED, Json
-from benchmarks.systems import zoo_report
-from benchmarks.systems.stock_cut import CAREFUL, PUBLISHED, StockCUT
-from benchmarks.systems.stock_networks import Style
+from benchmarks.systems import stock_cut, stock_cyclegan, stock_munit, zoo_report
+from benchmarks.systems.stock import CAREFUL, PUBLISHED, StockMethod
 from benchmarks.systems.turns import COMMANDS, LIMITS, Contestant, measure
 from benchmarks.systems.zoo_report import PLAIN
 from i2i.config import Config
@@ -28,8 +27,13 @@ from kernels import _commands
 
 ROUNDS = 2  # on two cores some two and a half minutes each for all methods, and steps vary by less than 1 %
 IMPLS = {FUSED: "auto", PLAIN: "reference"}
-STYLES = {PUBLISHED: Style(), CAREFUL: Style(careful=True)}
-STOCK = ("cut", "fastcut")  # systems whose step there is in stock torch; of the others nobody has written one yet
+STYLES = (PUBLISHED, CAREFUL)  # those of the stock contestants that are shown here
+STOCK = {  # systems whose step there is in stock torch; of the others nobody has written one yet
+    "cut": stock_cut.CONTESTANTS,
+    "fastcut": stock_cut.CONTESTANTS,
+    "cyclegan": stock_cyclegan.CONTESTANTS,
+    "munit": stock_munit.CONTESTANTS,
+}
 
 
 class Case(NamedTuple):
@@ -54,13 +58,13 @@ def names(method: str) -> list[str]:
 
 def contestant(
     device: str, method: str, name: str, precision: str, settings: Json
-) -> tuple[Method | StockCUT, tuple[Tensor, ...], int]:
+) -> tuple[Method | StockMethod, tuple[Tensor, ...], int]:
     """What child.py measures: (model, batch, steps at a time). The model stands at the last step of a turn, so
     that what the gate sees has the generators' gradients."""
     case = CASES.get(method, Case())
     config = METHODS[method].Config(**case.changes | {"precision": precision} | settings)
     if name in STYLES:
-        model = StockCUT(config, torch.device(device), STYLES[name])
+        model = STOCK[method][name].build(config, torch.device(device))
     else:
         model = METHODS[method](config, device, IMPLS[name])
     if case.turn > 1:
@@ -85,8 +89,9 @@ def batch(config: Config) -> tuple[Tensor, ...]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.zoo",
-        description="Measures training steps of the published systems, on the fused operators and in plain torch (CUT "
-        "and FastCUT also in stock code), a process for each contestant. Ctrl-C stops and reports what was measured.",
+        description="Measures training steps of the published systems, on the fused operators and in plain torch (CUT, "
+        "FastCUT, CycleGAN and MUNIT also in stock code), a process for each contestant. Ctrl-C stops and reports what "
+        "was measured.",
     )
     options.add_arguments(
         parser,
@@ -124,6 +129,9 @@ def measure_and_report(asked: argparse.Namespace, settings: Mapping[str, Json]) 
         by_name, interrupted = measure(chosen, PLAIN, asked.rounds, device, progress, f"{method}, ")
         case = CASES.get(method, Case())
         zoo_report.relate(by_name)
+        for name in STYLES:
+            if name in by_name:
+                by_name[name]["about"] = STOCK[method][name].about
         rows.append({"method": method, "turn": case.turn, "changes": case.changes, "providers": by_name})
         if interrupted:
             break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +33,17 @@ def move_network(network: Network, device: torch.device) -> Network:
     """`network` on `device`, its weights channels last: convolutions take and return maps so."""
     options: Any = {"memory_format": torch.channels_last}  # which torch's annotations do not know
     return network.to(device, **options)
+
+
+@contextmanager
+def convolutions_by_trial(one_size: bool) -> Iterator[None]:
+    """cuDNN tries its algorithms at the first call of each shape and keeps the fastest, as the published trainers have
+    it. Not where images come in ever new sizes, each of which would be tried."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, one_size
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def check_impl(name: str) -> str:

@@ -30,7 +30,7 @@ MOST = 8
 class Draws(NamedTuple):
     """What a step takes from the host besides its batch."""
 
-    variant: tuple[Hashable, ...] = ()  # decisions: each combination is recorded for itself
+    variant: tuple[Hashable, ...] = ()  # decisions, in words: each combination is recorded for itself
     tensors: Any = ()  # numbers, in tensors on the CPU; nested in lists, tuples and dicts
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 
 PROGRAMS = ("i2i", "kernels-report", "kernels-bench")
-MODULES = ("i2i", "benchmarks", "benchmarks.steps", "benchmarks.zoo")  # for python -m
+COMMANDS = ("steps", "zoo", "launches", "prove")
+MODULES = ("i2i", "benchmarks", *(f"benchmarks.{name}" for name in COMMANDS))  # for python -m
 INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + 13
 
 

@@ -38,7 +38,7 @@ _SETTINGS = (
 def provenance(device: torch.device) -> Json:
     return {
         "machine": machine(device),
-        "versions": versions(),
+        "versions": versions(device),
         "commit": commit(),
         "environment": {
             k: v for k, v in sorted(os.environ.items()) if k.startswith(_SETTINGS) and k != "TORCHINDUCTOR_CACHE_DIR"
@@ -68,9 +68,10 @@ def machine(device: torch.device) -> Json:
     return out
 
 
-def versions() -> dict[str, str | None]:
+def versions(device: torch.device) -> dict[str, str | None]:
+    """On a GPU without the C++ operators, which would be built first, for minutes, and take no part."""
     try:
-        isa: str | None = _native.selected_isa()
+        isa: str | None = _native.selected_isa() if device.type == "cpu" else None
     except _native.BuildError as error:
         isa = f"no C++ operators: {error}"
     return {

@@ -1,8 +1,7 @@
 """Clocks, interleaving and memory.
 
-CPU: wall time of repeated calls. CUDA: device time of a CUDA graph that walks through several sets of arguments,
-together larger than three times the L2 cache, so that no set is found there; wall time per eager call is a second
-figure.
+CPU: wall time of repeated calls. CUDA: device time of a CUDA graph of one call, each replay behind a write to twice the
+L2 cache, so that nothing is found there; wall time per eager call is a second figure.
 """
 
 from __future__ import annotations
@@ -18,8 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+from benchmarks.engine.work import Json
 
 Call = Callable[[], object]
 
@@ -30,10 +32,10 @@ EXTRA_ROUNDS = 0.5  # of the asked number, to replace disturbed ones
 
 @dataclass
 class Timing:
-    """What a clock times: the same work as one or more calls on different memory, a contestant's or a copy's."""
+    """What a clock times: a contestant's work, or a copy."""
 
     name: str
-    calls: Sequence[Call]
+    call: Call
     grad: bool = False  # whether autograd records
     # a clock's prepare() sets these: sample(n) returns milliseconds per call; n = repetitions lasts MIN_SAMPLE_MS
     sample: Callable[[int], float] = field(init=False)
@@ -45,66 +47,77 @@ class WallClock:
     """Milliseconds per call by the host's clock."""
 
     def prepare(self, timing: Timing) -> None:
-        calls = timing.calls
+        call = timing.call
 
         def sample(n: int) -> float:
             with torch.set_grad_enabled(timing.grad):
                 start = time.perf_counter()
-                for i in range(n):
-                    calls[i % len(calls)]()
+                for _ in range(n):
+                    call()
                 return (time.perf_counter() - start) * 1e3 / n
 
-        for call in calls:  # the first touch of memory and caches
-            with torch.set_grad_enabled(timing.grad):
-                call()
+        with torch.set_grad_enabled(timing.grad):  # the first touch of memory and caches
+            call()
         timing.sample, timing.repetitions = sample, _repetitions(sample)
 
 
 class DeviceClock:
-    """Milliseconds per call on the device: replays of one CUDA graph over all argument sets, between two events."""
+    """Milliseconds per call on the device: replays of a CUDA graph of the call, each between two events of its own.
+    Before the first of them twice the size of the L2 cache is written. That takes longer than the host needs to hand
+    over what follows, so the device waits for nobody between the events; and it leaves the cache full of what has to
+    be written back, as the rest of a training step does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cache = torch.empty(
+            2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device
+        )
 
     def prepare(self, timing: Timing) -> None:
         side = torch.cuda.Stream()  # warm-up off the default stream, as capture asks
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), torch.set_grad_enabled(timing.grad):
-            for call in [*timing.calls, *timing.calls[:2]]:
-                call()
+            for _ in range(3):
+                timing.call()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph), torch.set_grad_enabled(timing.grad):
-            for call in timing.calls:
-                call()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            timing.call()
 
         def sample(n: int) -> float:
-            begin.record()
-            for _ in range(n):
+            events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(n)]
+            for begin, end in events:
+                self._cache.zero_()
+                begin.record()
                 graph.replay()
-            end.record()
-            end.synchronize()
-            return begin.elapsed_time(end) / n / len(timing.calls)
+                end.record()
+            torch.cuda.synchronize()
+            return sum(begin.elapsed_time(end) for begin, end in events) / n
 
-        sample(1)
-        timing.sample, timing.repetitions = sample, _repetitions(sample, len(timing.calls))
+        # each call is timed for itself, so that short samples will do; and most of their time goes into the cache
+        timing.sample, timing.repetitions = sample, _repetitions(sample, most=100)
 
 
-def _repetitions(sample: Callable[[int], float], calls: int = 1) -> int:
+def clock(device: torch.device) -> WallClock | DeviceClock:
+    return DeviceClock(device) if device.type == "cuda" else WallClock()
+
+
+def _repetitions(sample: Callable[[int], float], most: int = 1 << 16) -> int:
     n = 1
-    while (took := sample(n) * n * calls) < MIN_SAMPLE_MS and n < 1 << 16:
-        n = max(n + 1, min(8 * n, int(1.2 * n * MIN_SAMPLE_MS / max(took, 1e-3))))
+    while (took := sample(n) * n) < MIN_SAMPLE_MS and n < most:
+        n = min(most, max(n + 1, min(8 * n, int(1.2 * n * MIN_SAMPLE_MS / max(took, 1e-3)))))
     return n
 
 
-def wall_us_per_call(timing: Timing, calls: int = 100) -> float:
+def wall_us_per_call(timing: Timing, calls: int = 30) -> float:
     """What one eager call costs the program on a CUDA machine: many calls, one synchronisation."""
     times = []
     with torch.set_grad_enabled(timing.grad):
         for _ in range(3):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            for i in range(calls):
-                timing.calls[i % len(timing.calls)]()
+            for _ in range(calls):
+                timing.call()
             torch.cuda.synchronize()
             times.append((time.perf_counter() - start) * 1e6 / calls)
     return statistics.median(times)
@@ -171,7 +184,39 @@ def spread(samples: Sequence[float]) -> tuple[float, float, float]:
     return tenths[1], statistics.median(samples), tenths[7]
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
+# ---- kernels and memory ----------------------------------------------------------------------------------------------
+
+
+class Kernel(NamedTuple):
+    """What the device did at one go."""
+
+    name: str
+    microseconds: float
+
+
+def device_kernels(call: Call, device: torch.device) -> list[Kernel]:
+    """Kernels, copies and fills that a CUDA device ran for call(), also out of graphs; [] where the profiler sees
+    nothing of the device."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with _silent_stderr():
+        with torch.profiler.profile(activities=kinds) as profile:
+            call()
+            torch.cuda.synchronize(device)
+        trace = trace_of(profile)
+    return kernels_of(trace)
+
+
+def kernels_of(trace: Json) -> list[Kernel]:
+    """Of a profiler's trace."""
+    ran = [event for event in trace["traceEvents"] if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    return [Kernel(event["name"], event["dur"]) for event in ran]
+
+
+def trace_of(profile: torch.profiler.profile) -> Json:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profile.export_chrome_trace(str(path))
+        return json.loads(path.read_text())
 
 
 def peak_bytes(call: Call, grad: bool, device: torch.device) -> int:
@@ -188,18 +233,14 @@ def peak_bytes(call: Call, grad: bool, device: torch.device) -> int:
             call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        with _silent_stderr():
-            with (
-                torch.profiler.profile(
-                    activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-                ) as profiler,
-                torch.set_grad_enabled(grad),
-            ):
-                call()
-            profiler.export_chrome_trace(str(trace))
-        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    with _silent_stderr():
+        with (
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+            torch.set_grad_enabled(grad),
+        ):
+            call()
+        trace = trace_of(profile)
+    events = [event for event in trace["traceEvents"] if event.get("name") == "[memory]"]
     total = peak = 0
     for event in sorted(events, key=lambda e: e["ts"]):
         total += event["args"]["Bytes"]

@@ -1,4 +1,4 @@
-"""What the three commands have in common: rounds, device, folder, and how they end when these cannot be had."""
+"""What the commands have in common: rounds, device, folder, and how they end when these cannot be had."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class Place(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser, rounds: str, files: str, default: int | None = None) -> None:
     """rounds, files: what the help says of them."""
     parser.add_argument("--rounds", type=_positive, default=default, help=rounds)
+    add_place(parser, files)
+
+
+def add_place(parser: argparse.ArgumentParser, files: str) -> None:
+    """What `place` reads."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--output", type=Path, help=f"folder for {files} (default runs/benchmarks/MACHINE)")
 
@@ -36,13 +41,13 @@ def _positive(text: str) -> int:
     return value
 
 
-def place(options: argparse.Namespace) -> Place:
+def place(options: argparse.Namespace, plots: bool = True) -> Place:
     """Where to measure and to write. UsageError or OSError where that, or what the plots need, is missing: now, and not
     after minutes of measuring."""
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device")
-    if importlib.util.find_spec("matplotlib") is None:
+    if plots and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("the plot needs matplotlib: pip install matplotlib")
     folder = options.output or Path("runs/benchmarks") / machine.slug(device)
     make_folder(folder)

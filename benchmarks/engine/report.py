@@ -93,8 +93,8 @@ def provenance(result: Json) -> list[str]:
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gib']} GiB"
         + (f"; {gpu['name']}, driver {gpu.get('driver_version', '?')}, SM {gpu.get('clocks.sm', '?')}" if gpu else "")
-        + f". torch {versions['torch']}, triton {versions['triton']}, Python {versions['python']}, "
-        f"C++ operators at {versions['kernels_isa']}.",
+        + f". torch {versions['torch']}, triton {versions['triton']}, Python {versions['python']}"
+        + (f", C++ operators at {versions['kernels_isa']}." if versions["kernels_isa"] else "."),
         "",
         f"{state}{result['date']}, `{result['command']}`"
         + (", **interrupted: only the rows below were measured**" if result["interrupted"] else ""),

@@ -15,7 +15,6 @@ An operator's benchmark is one file in ops/ that defines SUITE, and a name in SU
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -27,13 +26,14 @@ from benchmarks.engine.measure import (
     DeviceClock,
     Timing,
     WallClock,
+    clock,
     interleave,
     peak_bytes,
     spread,
     wall_us_per_call,
 )
 from benchmarks.engine.progress import Progress
-from benchmarks.engine.work import FUSED, INTO, MODES, Contestant, Json, Shape, Work, dtype_name
+from benchmarks.engine.work import EAGER, FUSED, INTO, MODES, Contestant, Json, Shape, Work, dtype_name
 from kernels import BackendUnavailable
 
 # Rows whose round takes longer get fewer rounds: their spread is small and minutes are dear.
@@ -138,20 +138,20 @@ def _measure(
 ) -> Json:
     torch.compiler.reset()  # one row's graphs at a time: neither recompile limits nor shapes that turn dynamic
     nbytes = suite.necessary_bytes(case, backward) if suite.necessary_bytes else 0
-    sets = argument_sets(given.nbytes, device) if nbytes else 1  # products do not wait for memory
     results: dict[str, Json] = {}
     timings = []
     for name, contestant in given.contestants.items():
         if backward not in contestant.modes or skipped(name, skip):
             continue
-        arguments = [given.copied(contiguous=contestant.contiguous) for _ in range(sets)]
-        function, results[name] = check(contestant, arguments[0], backward, gate)
+        mine = given.copied(contiguous=contestant.contiguous)
+        function, results[name] = check(contestant, mine, backward, gate)
         if results[name]["status"] == "ok":
-            calls = [mine.timed(function, backward) for mine in arguments]
-            results[name]["peak_bytes"] = peak_bytes(calls[0], backward, device)
-            timings.append(Timing(name, calls, backward))
-    copies = prepared([copy_timing(nbytes, sets, device)] if nbytes else [], results, device)
-    timings = prepared(timings, results, device)
+            call = mine.timed(function, backward)
+            results[name]["peak_bytes"] = peak_bytes(call, backward, device)
+            timings.append(Timing(name, call, backward))
+    watch = clock(device)
+    copies = prepared([copy_timing(nbytes, device)] if nbytes else [], results, watch)
+    timings = prepared(timings, results, watch)
     start = time.perf_counter()
     for timing in timings:
         timing.sample(1)
@@ -162,13 +162,12 @@ def _measure(
         "rounds": ran,
         "rounds_disturbed": disturbed,
         "noisy": 2 * (ran - disturbed) < wanted,  # then disturbed rounds are among the samples
-        "argument_sets": sets,
     }
     for timing in timings:
         results[timing.name] |= times(timing)
         if suite.flops:
             results[timing.name]["gflops"] = suite.flops(case, backward) / spread(timing.samples_ms)[1] / 1e6
-        if device.type == "cuda":
+        if device.type == "cuda" and timing.name in (FUSED, EAGER):
             results[timing.name]["wall_us_per_call"] = wall_us_per_call(timing)
     for copy in copies:
         copy_ms = spread(copy.samples_ms)[1]
@@ -206,29 +205,18 @@ def check(contestant: Contestant, mine: Work, backward: bool, gate: Gate) -> tup
     return function, result
 
 
-def argument_sets(nbytes: int, device: torch.device) -> int:
-    """How many, of `nbytes` each: on CUDA so many that no set is still in the L2 cache at its turn; on a CPU one, as
-    warm as its caches keep it."""
-    if device.type != "cuda":
-        return 1
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    return min(128, 1 + math.ceil(3 * cache / nbytes))
-
-
-def copy_timing(nbytes: int, sets: int, device: torch.device) -> Timing:
+def copy_timing(nbytes: int, device: torch.device) -> Timing:
     """A copy that moves so many bytes, half of them read and half written, into memory that exists."""
-    count = max(1, nbytes // 2 // 4)
-    pairs = [tuple(torch.ones(count, device=device) for _ in range(2)) for _ in range(sets)]
-    return Timing("copy", [functools.partial(target.copy_, source) for target, source in pairs])
+    source, target = (torch.ones(max(1, nbytes // 2 // 4), device=device) for _ in range(2))
+    return Timing("copy", functools.partial(target.copy_, source))
 
 
-def prepared(timings: Sequence[Timing], results: dict[str, Json], device: torch.device) -> list[Timing]:
+def prepared(timings: Sequence[Timing], results: dict[str, Json], watch: WallClock | DeviceClock) -> list[Timing]:
     """Those that the clock can time; the others (no CUDA graph of them) are marked in `results`."""
-    clock = DeviceClock() if device.type == "cuda" else WallClock()
     ready = []
     for timing in timings:
         try:
-            clock.prepare(timing)
+            watch.prepare(timing)
             ready.append(timing)
         except RuntimeError as error:
             if timing.name not in results:

@@ -88,7 +88,3 @@ class Work(NamedTuple):
         """Figures of the results as they go into the JSON."""
         count = len(self.grads) + (len(self.wanted) if backward else 0)
         return dict(zip(self.names[:count], values)) if self.names else values
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.tensors, *self.grads))

@@ -50,7 +50,7 @@ NOTES = {
         "Peak memory: sum of allocations minus releases of torch's CPU allocator during one call, by the profiler.",
     ),
     "cuda": (
-        "GPU figures: device time per call of a CUDA graph over argument sets larger than 3x L2 together. Wall time "
+        "GPU figures: device time per call, of a CUDA graph behind a write to twice the L2 cache. Wall time "
         "per eager call is in the JSON (wall_us_per_call) and in its own column.",
         "Peak memory: max_memory_allocated during one call.",
     ),

@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks.engine.plot import png, where
 from benchmarks.engine.report import provenance, write_files
 from benchmarks.engine.work import Json
-from benchmarks.systems.stock_cut import CONTESTANTS, OURS, PUBLISHED
+from benchmarks.systems.stock import OURS, PUBLISHED
+from benchmarks.systems.stock_cut import CONTESTANTS
 
 
 def relate(rows: Sequence[Json]) -> None:
@@ -63,7 +64,7 @@ def markdown(result: Json) -> str:
     rows = result["rows"]
     count = max((len(row["samples_s"]) for row in rows), default=0)
     lines = [f"# CUT training step, {result['size']} x {result['size']}, batch 1: {result['kind']}", ""]
-    lines += [*provenance(result), "", *(f"* **{name}**: {CONTESTANTS[name].about}" for name in CONTESTANTS), ""]
+    lines += [*provenance(result), "", *(f"* **{row['name']}**: {CONTESTANTS[row['name']].about}" for row in rows), ""]
     lines += [
         f"Median (20th to 80th percentile) of {count} interleaved steps, each contestant in its own process. Peak: of "
         "the whole process, interpreter and libraries included (on a GPU: of torch's allocator). Outside "

@@ -1,4 +1,5 @@
-"""CUT's networks in stock torch, to be measured against: as published, and as a careful user would write them.
+"""The networks of CUT and CycleGAN in stock torch, to be measured against: as published, and as a careful user would
+write them.
 
 Sequential indices and state-dict keys are the published ones, so that every contestant starts from the same weights.
 `Style` says which way each part is written; nothing here uses `kernels`.
@@ -7,57 +8,12 @@ Sequential indices and state-dict keys are the published ones, so that every con
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Style(NamedTuple):
-    """What a careful user changes. All off: the published form."""
-
-    careful: bool = False  # norm as batch norm of each sample, ReLU out of place, bilinear x2, blur and pad in float32
-    compiled: bool = False  # and what the compiler vectorises: blur as slices, ReLU as a maximum
-
-
-class Norm(nn.Module):
-    """Instance norm. Batch norm of one sample is the same, and does not go through a reshape that loses channels last
-    (nor through torch 2.13's wrong gradient of instance norm there)."""
-
-    def __init__(self, style: Style):
-        super().__init__()
-        self.style = style
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.style.careful:
-            return F.instance_norm(x)
-        planes = [F.batch_norm(sample, None, None, training=True) for sample in x.split(1)]
-        return planes[0] if len(planes) == 1 else torch.cat(planes)
-
-
-class Relu(nn.Module):
-    def __init__(self, style: Style, slope: float = 0.0):
-        super().__init__()
-        self.style, self.slope = style, slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.slope:
-            return F.leaky_relu(x, self.slope, inplace=not self.style.careful)
-        # a ReLU's mask of bool is what inductor stores and loads very slowly on CPUs with AVX-512
-        return torch.maximum(x, x.new_zeros(())) if self.style.compiled else F.relu(x, inplace=not self.style.careful)
-
-
-class Pad(nn.Module):
-    """Reflection padding. Autocast would compute it in float32, and hand a float32 map on."""
-
-    def __init__(self, style: Style, size: int):
-        super().__init__()
-        self.style, self.size = style, size
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.style.careful):
-            return F.pad(x, (self.size,) * 4, mode="reflect")
+from benchmarks.systems.stock_layers import Norm, Pad, Relu, Style
 
 
 class Downsample(nn.Module):
@@ -111,18 +67,25 @@ class Block(nn.Module):
 
 
 class Generator(nn.Module):
-    """ResNet with antialiased sampling: CUT's default."""
+    """ResNet, with antialiased sampling (CUT's default) or with strided convolutions (CycleGAN's)."""
 
-    def __init__(self, style: Style, ngf: int = 64, n_blocks: int = 9):
+    def __init__(
+        self, style: Style, input_nc: int, output_nc: int, ngf: int = 64, n_blocks: int = 9, antialias: bool = True
+    ):
         super().__init__()
-        net: list[nn.Module] = [Pad(style, 3), nn.Conv2d(3, ngf, 7), Norm(style), Relu(style)]
+        net: list[nn.Module] = [Pad(style, 3), nn.Conv2d(input_nc, ngf, 7), Norm(style), Relu(style)]
         for width in (ngf, 2 * ngf):
-            net += [nn.Conv2d(width, 2 * width, 3, padding=1), Norm(style), Relu(style), Downsample(style, 2 * width)]
+            stride = 1 if antialias else 2
+            net += [nn.Conv2d(width, 2 * width, 3, stride, padding=1), Norm(style), Relu(style)]
+            net += [Downsample(style, 2 * width)] if antialias else []
         net += [Block(style, 4 * ngf) for _ in range(n_blocks)]
         for width in (4 * ngf, 2 * ngf):
-            up = [Upsample(style, width), nn.Conv2d(width, width // 2, 3, padding=1)]
-            net += [*up, Norm(style), Relu(style)]
-        net += [Pad(style, 3), nn.Conv2d(ngf, 3, 7), nn.Tanh()]
+            if antialias:
+                net += [Upsample(style, width), nn.Conv2d(width, width // 2, 3, padding=1)]
+            else:
+                net.append(nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1))
+            net += [Norm(style), Relu(style)]
+        net += [Pad(style, 3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
         self.model = nn.Sequential(*net)
 
     def forward(self, x: Tensor, layers: Sequence[int] = (), encode_only: bool = False):
@@ -138,16 +101,18 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """PatchGAN of three levels with antialiased sampling."""
+    """PatchGAN of three levels, with antialiased sampling (CUT's default) or with strided convolutions (CycleGAN's)."""
 
-    def __init__(self, style: Style, ndf: int = 64):
+    def __init__(self, style: Style, input_nc: int, ndf: int = 64, antialias: bool = True):
         super().__init__()
-        net: list[nn.Module] = [nn.Conv2d(3, ndf, 4, padding=1), Relu(style, 0.2)]
+        stride = 1 if antialias else 2
+        net: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride, padding=1), Relu(style, 0.2)]
         width = ndf
         for level in (1, 2, 3):
-            net.append(Downsample(style, width))
+            net += [Downsample(style, width)] if antialias else []
             inner, width = width, ndf * 2**level
-            net += [nn.Conv2d(inner, width, 4, padding=1), Norm(style), Relu(style, 0.2)]
+            conv = nn.Conv2d(inner, width, 4, stride if level < 3 else 1, padding=1)
+            net += [conv, Norm(style), Relu(style, 0.2)]
         net.append(nn.Conv2d(width, 1, 4, padding=1))
         self.model = nn.Sequential(*net)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +33,8 @@ Rows = dict[str, Json]
 # the conditioning of 23 norms in a row (5e-3 in CUT, 6e-3 in CycleGAN); of bfloat16 ones 0.2, so twice that.
 LIMITS = {"float32": 1e-2, "bfloat16": 0.4}
 LOSS_LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
-COMMANDS = 3  # to each contestant besides those that are timed: the first step, peak, share
+LATE = "no answer in time"
+COMMANDS = 4  # to each contestant besides those that are timed: the first step, warm, peak, share
 
 
 class Contestant(NamedTuple):
@@ -42,7 +46,7 @@ class Contestant(NamedTuple):
 
 
 class Process:
-    """A child process; every call is a command and waits for its answer. RuntimeError: it failed, or died."""
+    """A child process that answers commands, one at a time. RuntimeError: it failed, died, or takes too long."""
 
     def __init__(self, contestant: Contestant, device: torch.device, log: Path):
         arguments = [contestant.module, str(device), json.dumps(contestant.arguments)]
@@ -60,12 +64,16 @@ class Process:
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the others
             )
 
-    def __call__(self, *command: object) -> Json:
-        try:
+    def send(self, *command: object) -> None:
+        with contextlib.suppress(BrokenPipeError):  # receive() says that it ended
             print(json.dumps(command), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def receive(self, until: float) -> Json:
+        """The answer to the command that was sent. until: a time of time.monotonic()."""
+        seconds = None if until == math.inf else max(0.0, until - time.monotonic())
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            raise RuntimeError(LATE)
+        line = self.process.stdout.readline()
         if not line:
             last = self.log.read_text().strip().splitlines()[-1:]
             raise RuntimeError(f"its process ended: {' '.join(last)}")
@@ -82,6 +90,97 @@ class Process:
             self.process.stdin.close()
 
 
+class Turns:
+    """The contestants of one table. Every row says what became of its contestant.
+
+    baseline: whose first step the others' are compared with. progress: gets rounds + COMMANDS steps for each
+    contestant, shown after `label`. folder: for gradients and what the processes say. until: the time of
+    time.monotonic() at which a contestant that has not answered is given up; it may be changed. To be left as a
+    context, which ends the processes.
+    """
+
+    def __init__(
+        self,
+        contestants: Mapping[str, Contestant],
+        baseline: str,
+        device: torch.device,
+        progress: Progress,
+        folder: Path,
+        label: str = "",
+        until: float = math.inf,
+    ):
+        self.contestants, self.baseline, self.device = contestants, baseline, device
+        self.progress, self.label, self.until = progress, label, until
+        self.rows: Rows = {name: {"name": name, "status": "ok", "reason": "", "samples_s": []} for name in contestants}
+        self.gradients = {name: folder / f"{label}{i}.pt" for i, name in enumerate(contestants)}
+        self.running: dict[str, Process] = {}
+
+    def __enter__(self) -> Turns:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process in self.running.values():
+            process.close()
+        self.running.clear()
+
+    def start(self, name: str) -> None:
+        """Its process, which begins with the first step."""
+        self.progress.show(f"{self.label}{name}: start")
+        path = self.gradients[name]
+        self.running[name] = Process(self.contestants[name], self.device, path.with_suffix(".log"))
+        self.running[name].send("first", str(path))
+
+    def first(self, name: str) -> None:
+        """Waits for the first step, which warms up, too."""
+        self._receive(name, "first")
+
+    def compare(self) -> None:
+        """What is wrong is not timed."""
+        judge(self.rows, self.gradients, self.baseline, {name: c.precision for name, c in self.contestants.items()})
+        for name in [name for name in self.running if self.rows[name]["status"] != "ok"]:
+            self.running.pop(name).close()
+
+    def ask(self, command: str) -> None:
+        """Of all contestants, one after the other. Their answers go into their rows."""
+        for name in list(self.running):
+            self.running[name].send(command)
+            self._receive(name, command)
+
+    def step(self) -> None:
+        """One sample of each."""
+        self.ask("step")
+        for row in self.rows.values():
+            row["samples_s"] += [row.pop("seconds")] if "seconds" in row else []
+
+    def _receive(self, name: str, command: str) -> None:
+        self.progress.show(f"{self.label}{name}: {command}")
+        try:
+            self.rows[name] |= self.running[name].receive(self.until)
+        except RuntimeError as error:
+            self.rows[name] |= {"status": "error", "reason": str(error)}
+            self.running.pop(name).close()
+        self.progress.step()
+
+    def summary(self) -> Rows:
+        """All rows, with the spread of what was timed."""
+        for row in self.rows.values():
+            if row["samples_s"]:
+                row |= dict(zip(("p20_s", "median_s", "p80_s"), spread(row["samples_s"])))
+        return self.rows
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for a while; with caches in it, so that compile times are those of a first compilation."""
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        yield Path(folder)
+
+
 def measure(
     contestants: Mapping[str, Contestant],
     baseline: str,
@@ -90,55 +189,23 @@ def measure(
     progress: Progress,
     label: str = "",
 ) -> tuple[Rows, bool]:
-    """(rows by name, whether Ctrl-C ended it). Every row says what became of its contestant.
-
-    baseline: whose first step the others' are compared with. progress: gets rounds + COMMANDS steps for each
-    contestant, shown after `label`.
-    """
-    rows = {name: {"name": name, "status": "ok", "reason": "", "samples_s": []} for name in contestants}
-    running: dict[str, Process] = {}
+    """(rows by name, whether Ctrl-C ended it)."""
     interrupted = False
-
-    def ask(name: str, *command: object) -> Json:
-        """The answer; empty where there is none, and the row then says why."""
-        progress.show(f"{label}{name}: {command[0]}")
+    with scratch() as folder, Turns(contestants, baseline, device, progress, folder, label) as turns:
         try:
-            return running[name](*command)
-        except RuntimeError as error:
-            rows[name] |= {"status": "error", "reason": str(error)}
-            running.pop(name).close()
-            return {}
-        finally:
-            progress.step()
-
-    with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # so that compile times are those of a first compilation
-        gradients = {name: Path(folder) / f"{i}.pt" for i, name in enumerate(contestants)}
-        try:
-            for name, contestant in contestants.items():
-                progress.show(f"{label}{name}: start")
-                running[name] = Process(contestant, device, gradients[name].with_suffix(".log"))
-                rows[name] |= ask(name, "first", str(gradients[name]))  # which warms up, too
-            judge(rows, gradients, baseline, {name: c.precision for name, c in contestants.items()})
-            for name in [name for name in running if rows[name]["status"] != "ok"]:
-                running.pop(name).close()  # what is wrong is not timed
+            for name in contestants:
+                turns.start(name)
+                turns.first(name)
+            turns.compare()
+            turns.ask("warm")
             for _ in range(rounds):
-                for name in list(running):
-                    answer = ask(name, "step")
-                    rows[name]["samples_s"] += answer.values()
-            for command in ("peak", "share"):
-                for name in list(running):
-                    rows[name] |= ask(name, command)
+                turns.step()
+            turns.ask("peak")
+            turns.ask("share")
         except KeyboardInterrupt:
             interrupted = True
             print("interrupted: reporting what was measured", file=sys.stderr)
-        finally:
-            for process in running.values():
-                process.close()
-    for row in rows.values():
-        if row["samples_s"]:
-            row |= dict(zip(("p20_s", "median_s", "p80_s"), spread(row["samples_s"])))
-    return rows, interrupted
+    return turns.summary(), interrupted
 
 
 def judge(rows: Rows, gradients: Mapping[str, Path], baseline: str, precisions: Mapping[str, str]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from benchmarks.engine.report import provenance, summarise_ratios, write_files
 from benchmarks.engine.work import FUSED, Json
 from benchmarks.systems.step_report import bars, distances, seconds_cell
-from benchmarks.systems.stock_cut import CONTESTANTS
 
 PLAIN = "plain torch"
 
@@ -116,7 +115,7 @@ def markdown(result: Json) -> str:
         f"* **{FUSED}**: i2i's step on the fused operators",
         f'* **{PLAIN}**: the same step, networks and order of work with `impl="reference"`, the same operators '
         "written in plain torch. Not the published code, nor stock code written for speed",
-        *(f"* **{name}**: {CONTESTANTS[name].about}; here in the precision of the table" for name in _others(rows)),
+        *_about(rows),
         "",
         f"Published defaults, but for what is listed below. Median (20th to 80th percentile) of {count} interleaved "
         "turns, each contestant in its own process. Peak: of the whole process, interpreter and libraries included "
@@ -140,6 +139,17 @@ def markdown(result: Json) -> str:
     ]
     lines += ["", *distances(f"steps in {PLAIN}", compared)]
     return "\n".join([*lines, "", f"![steps]({file_name(result)}.png)", ""])
+
+
+def _about(rows: Sequence[Json]) -> list[str]:
+    """A line for every text about a stock contestant, with the methods that it is about."""
+    methods: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, r in row["providers"].items():
+            if "about" in r:
+                methods.setdefault((name, r["about"]), []).append(row["method"])
+    lines = (f"* **{name}** of {', '.join(of)}: {about}" for (name, about), of in methods.items())
+    return [f"{line}; here in the precision of the table" for line in lines]
 
 
 def _notes(row: Json) -> list[str]:

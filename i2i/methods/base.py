@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -66,7 +67,7 @@ class Method:
         self.graphs = graphs
         # What a graph reads at every replay, and the number 2e-4 would be a part of it.
         self.rates = {
-            name: [torch.tensor(group["lr"], device=self.device) for group in optimizer.param_groups]
+            name: [Rate(self.device) for _ in optimizer.param_groups]
             for name, optimizer in (self.optimizers.items() if graphs.recorder else ())
         }
 
@@ -86,7 +87,7 @@ class Method:
         draws = self.draw(*batch)
         for name, rates in self.rates.items():
             for rate, group in zip(rates, self.optimizers[name].param_groups, strict=True):
-                rate.fill_(group["lr"])
+                rate.follow(group["lr"])
         for weights in self.half_weights.values():
             weights.check()
         losses = self.graphs.run(self.whole, batch, draws)
@@ -188,7 +189,7 @@ class Method:
         groups = self.optimizers[name].param_groups if name in self.rates else []
         before = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
         for group, rate in zip(groups, self.rates.get(name, ())):
-            group |= {"lr": rate, "capturable": True}
+            group |= {"lr": rate.tensor, "capturable": True}
         try:
             yield
         finally:
@@ -211,6 +212,18 @@ class Method:
     def translate(self, images: Tensor) -> Tensor:
         """(N, input_nc, H, W) of domain A in [-1, 1] -> (N, output_nc, H, W) of domain B."""
         return self.apply(self.generators[0], images)
+
+
+class Rate:
+    """A learning rate on the device."""
+
+    def __init__(self, device: torch.device):
+        self.tensor, self.value = torch.empty((), device=device), math.nan
+
+    def follow(self, value: float) -> None:
+        if value != self.value:
+            self.tensor.fill_(value)
+            self.value = value
 
 
 @contextmanager

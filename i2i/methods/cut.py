@@ -116,6 +116,7 @@ class CUT(Method):
     G: TappedGenerator
     D: nn.Module
     F: SampledFeatures
+    outline: TappedGenerator  # G without memory, for the sizes of its maps
 
     def __init__(self, config: CUTConfig, device: torch.device | str = "cpu", impl: str = "auto"):
         super().__init__(config, device, impl)
@@ -132,18 +133,7 @@ class CUT(Method):
         self.gan = GANLoss(config.gan_mode)
         size = min(config.load_size, config.crop_size)
         networks: dict[str, nn.Module] = {
-            "G": generator(
-                config.generator,
-                config.input_nc,
-                config.output_nc,
-                config.ngf,
-                norm=config.norm,
-                dropout=config.dropout,
-                antialias_down=config.antialias,
-                antialias_up=config.antialias_up,
-                size=size,
-                impl=self.impl,
-            ),
+            "G": self.build_generator(self.impl),
             "D": discriminator(
                 config.discriminator,
                 config.output_nc,
@@ -156,12 +146,30 @@ class CUT(Method):
             ),
         }
         if config.lambda_nce:
+            with torch.device("meta"):
+                self.outline = self.build_generator("reference")
             try:
-                channels = cast(TappedGenerator, networks["G"]).tap_channels(config.nce_layers)
+                channels = self.outline.tap_channels(config.nce_layers)
             except ValueError as error:
                 raise UsageError(f"nce_layers: {error}") from None
             networks["F"] = feature_network(config.feature_network, channels, config.feature_width, impl=self.impl)
         return {name: init_weights(net, config.init_type, config.init_gain) for name, net in networks.items()}
+
+    def build_generator(self, impl: str) -> TappedGenerator:
+        config = self.config
+        net = generator(
+            config.generator,
+            config.input_nc,
+            config.output_nc,
+            config.ngf,
+            norm=config.norm,
+            dropout=config.dropout,
+            antialias_down=config.antialias,
+            antialias_up=config.antialias_up,
+            size=min(config.load_size, config.crop_size),
+            impl=impl,
+        )
+        return cast(TappedGenerator, net)
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {name: self.adam(name) for name, net in self.networks.items() if list(net.parameters())}
@@ -183,17 +191,17 @@ class CUT(Method):
             drawn["places"] = [queue.claim(rows) for queue in self.external.queues]
         if config.gan_mode == "wgangp":
             drawn["share"] = draw_share(len(batch[1]), rng)
-        return Draws((flipped,), drawn)
+        return Draws(("mirrored",) if flipped else (), drawn)
 
     def tap_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of the contrasted maps of such an image."""
         if (height, width) not in self.known_sizes:
-            self.known_sizes[height, width] = self.G.tap_sizes(self.config.nce_layers, height, width)
+            self.known_sizes[height, width] = self.outline.tap_sizes(self.config.nce_layers, height, width)
         return self.known_sizes[height, width]
 
     def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of D, then one of G and F, on images (N, C, H, W) in [-1, 1] of both domains."""
-        config, (flipped,), drawn = self.config, draws.variant, draws.tensors
+        config, flipped, drawn = self.config, "mirrored" in draws.variant, draws.tensors
         # Maps are channels last from here to the gradients.
         real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
         # The identity half (B through G) rides in the same batch, if its images have the size of A's.
@@ -205,7 +213,7 @@ class CUT(Method):
         for images in passes:
             places = drawn["keys"][len(keys) :] if config.lambda_nce else []
             with self.autocast():
-                output, given = self.translate_and_sample(images, len(images) // len(real_a), bool(flipped), places)
+                output, given = self.translate_and_sample(images, len(images) // len(real_a), flipped, places)
             outputs.append(output)
             keys += given
         # The losses go back one by one, each freeing its graph, as far as these copies of the output; what gathers

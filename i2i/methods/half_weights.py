@@ -1,7 +1,7 @@
 """Weights in 16 bits, for convolutions and products under autocast: made once per update, not once per use.
 
-autocast casts every weight again in each of its regions, and each gradient back, one by one: 362 of the 1,349 launches
-of a bfloat16 CUT step. Here the copies are tensors that stay, written after each update in one multi-tensor operation,
+autocast casts every weight again in each of its regions, and each gradient back, one by one: 362 launches of a bfloat16
+CUT step. Here the copies are tensors that stay, written after each update in one multi-tensor operation,
 and a backward pass adds what it leaves in them to the gradients of the weights in one or two.
 """
 

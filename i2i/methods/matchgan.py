@@ -19,6 +19,7 @@ from kernels._dtypes import wide
 # Pairs of a batch sorted by class, from eight triples of an anchor, an image of its class and one of another class.
 SAME = [(0, 1), (4, 5), (8, 9), (12, 13), (2, 1), (6, 5), (10, 9), (14, 13)]
 DIFFERENT = [(2, 15), (6, 3), (10, 7), (14, 11), (0, 11), (4, 15), (8, 3), (12, 7)]
+LABELLED = "labelled"  # of a step's variant
 FIRST, SECOND = map(list, zip(*SAME, *DIFFERENT))
 
 
@@ -86,7 +87,7 @@ class MatchGAN(StarGAN):
     def draw(self, *batch: Tensor) -> Draws:
         """As StarGAN, and whether the batch has labels."""
         variant, drawn = super().draw(*batch)
-        return Draws((*variant, self.labelled), drawn)
+        return Draws((*variant, LABELLED) if self.labelled else variant, drawn)
 
     def draw_targets(self, count: int) -> Tensor:
         """Four classes a, b, c, d, drawn without replacement, as a, b, c, d, a, b, c, d, ...: every class of a labelled
@@ -101,7 +102,7 @@ class MatchGAN(StarGAN):
     def real_losses(self, real: Tensor, labels: Tensor, draws: Draws) -> Losses:
         features, scores, logits = self.judge(real)
         losses = {"D_real": -scores.mean()}
-        if draws.variant[1]:
+        if LABELLED in draws.variant:
             losses |= {"D_cls": self.classification(logits, labels), "D_match": self.match(features)}
         return losses
 
@@ -115,7 +116,7 @@ class MatchGAN(StarGAN):
         }
 
     def reconstruction_losses(self, real: Tensor, labels: Tensor, fake: Tensor, draws: Draws) -> Losses:
-        return super().reconstruction_losses(real, labels, fake, draws) if draws.variant[1] else {}
+        return super().reconstruction_losses(real, labels, fake, draws) if LABELLED in draws.variant else {}
 
     def match(self, features: Tensor) -> Tensor:
         """Cross entropy of the pairs of a batch sorted by class, mean. The features are those that the other losses

@@ -145,11 +145,9 @@ class StarGAN(Alternating):
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = self.config.lr * self.lr_factor(self.iteration)
-        updating = (self.iteration + 1) % self.config.n_critic == 0
+        turn = "D and G" if (self.iteration + 1) % self.config.n_critic == 0 else "D"
         count = len(batch[0])
-        return Draws(
-            (updating,), {"targets": self.draw_targets(count), "share": draw_share(count, self.rngs["penalty"])}
-        )
+        return Draws((turn,), {"targets": self.draw_targets(count), "share": draw_share(count, self.rngs["penalty"])})
 
     def draw_targets(self, count: int) -> Tensor:
         """For each of `count` images, the one whose label is its target: the labels of the batch, in another order."""
@@ -163,11 +161,11 @@ class StarGAN(Alternating):
         """One update of D, and at its turn one of G, on images (N, C, H, W) in [-1, 1] and their labels
         (N, len(selected_attrs)) of 0 and 1."""
         images, labels = batch
-        updating = draws.variant[0]
+        updating = "D and G" in draws.variant
         real = images.contiguous(memory_format=torch.channels_last)
         targets = self.targets(labels, draws.tensors["targets"])
         # The published code translates once for D and once more for G, which has not changed in between.
-        with torch.set_grad_enabled(bool(updating)), self.autocast():
+        with torch.set_grad_enabled(updating), self.autocast():
             fake = self.G(real, targets)
         losses = self.update_discriminator(real, labels, fake.detach(), draws)
         if updating:

@@ -15,16 +15,9 @@ from torch import Tensor, nn
 
 import kernels
 from i2i.networks.keys import Recognised, Settings, State
+from i2i.networks.norms import Conv2dBeforeNorm
 
 STYLE_DOWNSAMPLINGS = 4  # of the style encoder, whatever the content encoder's
-
-
-class Conv2dBeforeNorm(nn.Conv2d):
-    """A convolution in front of an instance norm, which takes any bias off again: the bias is kept for the published
-    files and never added, so it costs no pass over the maps, forward or backward."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, None, self.stride)
 
 
 class MunitAdaptiveNorm(kernels.AdaptiveInstanceNorm2d):

@@ -28,6 +28,22 @@ def norm_layer(
     raise UsageError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
 
 
+class Conv2dBeforeNorm(nn.Conv2d):
+    """A convolution in front of an instance norm, which takes any bias off again: the bias is kept for the published
+    files and never added, so it costs no pass over the maps, forward or backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, None)
+
+
+def conv_before(norm: str, inner: int, outer: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    """The convolution that `norm_layer(norm, outer)` follows directly, with the published keys: a bias with instance
+    norm only. Not where anybody looks at the map in between, as CUT's contrastive loss does."""
+    if norm == "instance":
+        return Conv2dBeforeNorm(inner, outer, kernel, stride, padding)
+    return nn.Conv2d(inner, outer, kernel, stride, padding, bias=False)
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """torch's own, then activation, residual and padding."""
 

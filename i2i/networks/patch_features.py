@@ -7,6 +7,7 @@ the features there, and then of those at the same places of the translated image
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 import kernels
 from i2i.errors import UsageError
+from i2i.networks.batched_linear import batched, linear
 from i2i.networks.keys import Recognised, Settings, State, indices
+from kernels._dtypes import wide
 
 Ids = list[Tensor] | None
 
@@ -79,7 +82,41 @@ class PatchFeatureNetwork(SampledFeatures):
             self.add_module(f"mlp_{i}", nn.Sequential(nn.Linear(c, width), nn.ReLU(), nn.Linear(width, width)))
 
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return [self.get_submodule(f"mlp_{i}")(x) for i, x in enumerate(super().project(features))]
+        """As SampledFeatures; rows are float32 at least, as losses take them.
+
+        MLPs of several layers in one product: 32 launches in a step of CUT instead of 80, and 70 fewer around them. On
+        a CPU it makes no difference: 39.3 ms against 36.8 for all of a step (float32, 256 rows of five layers, one core
+        of an AMD EPYC), in bfloat16 634 against 644.
+        """
+        features = super().project(features)
+        alike: dict[torch.Size, list[int]] = {}  # layers by (B, P): one entry, unless maps had batches of their own
+        for i, x in enumerate(features):
+            alike.setdefault(x.shape[:-1], []).append(i)
+        found = {i: y for layers in alike.values() for i, y in zip(layers, self._batched(layers, features))}
+        return [found[i] for i in range(self.layers)]
+
+    def _batched(self, layers: Sequence[int], features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Rows of layers that have as many, with one product for those of one width."""
+        widths: dict[int, list[int]] = {}
+        for i in layers:
+            widths.setdefault(features[i].shape[-1], []).append(i)
+        order = [i for group in widths.values() for i in group]
+        mlps = [cast(nn.Sequential, self.get_submodule(f"mlp_{i}")) for i in order]
+        first, second = ([cast(nn.Linear, mlp[at]) for mlp in mlps] for at in (0, 2))
+        parameters = [layer.weight for layer in (*first, *second)] + [layer.bias for layer in (*first, *second)]
+        device, dtype = features[0].device.type, parameters[0].dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        counts = [len(group) for group in widths.values()] + [len(order)] * 3
+        *weights, last_weight, bias, last_bias = batched(counts, dtype, parameters)
+        given = []
+        for group, weight in zip(widths.values(), weights):
+            x = features[group[0]][None] if len(group) == 1 else torch.stack([features[i] for i in group])
+            given += [x.flatten(1, -2).to(dtype), weight]
+        hidden = linear(bias, *given).relu_()
+        y = wide(linear(last_bias, hidden, last_weight))
+        rows = dict(zip(order, y.unflatten(1, features[layers[0]].shape[:-1]).unbind()))
+        return [rows[i] for i in layers]
 
 
 class PooledFeatures(SampledFeatures):

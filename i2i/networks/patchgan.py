@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import kernels
 from i2i.errors import UsageError
 from i2i.networks.keys import Recognised, Settings, State, indices, norm_behind, norm_name
-from i2i.networks.norms import norm_layer
+from i2i.networks.norms import conv_before, norm_layer
 
 
 class PatchDiscriminator(nn.Module):
@@ -37,7 +37,7 @@ class PatchDiscriminator(nn.Module):
                 net.append(kernels.BlurDownsample(width, impl=impl))
             inner, width = width, ndf * min(2**level, 8)
             net += [
-                nn.Conv2d(inner, width, 4, stride if level < n_layers else 1, padding=1, bias=norm == "instance"),
+                conv_before(norm, inner, width, 4, stride if level < n_layers else 1, padding=1),
                 norm_layer(norm, width, activation="leaky_relu", impl=impl),
                 nn.Identity(),  # leaky ReLU
             ]
@@ -66,7 +66,7 @@ class PixelDiscriminator(nn.Module):
         self.net = nn.Sequential(
             nn.Conv2d(input_nc, ndf, 1),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(ndf, 2 * ndf, 1, bias=bias),
+            conv_before(norm, ndf, 2 * ndf, 1),
             norm_layer(norm, 2 * ndf, activation="leaky_relu", impl=impl),
             nn.Identity(),  # leaky ReLU
             nn.Conv2d(2 * ndf, 1, 1, bias=bias),

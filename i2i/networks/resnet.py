@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import kernels
 from i2i.networks.keys import Recognised, Settings, State, indices, norm_behind, norm_name
-from i2i.networks.norms import norm_layer
+from i2i.networks.norms import conv_before, norm_layer
 from i2i.networks.taps import TappedGenerator
 
 
@@ -19,18 +19,17 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int, norm: str = "instance", dropout: bool = False, impl: str = "auto"):
         super().__init__()
-        bias = norm == "instance"
         if dropout:
             padding, middle = 0, [nn.Dropout(0.5), kernels.ReflectionPad2d(1, impl=impl)]
         else:
             padding, middle = 1, [nn.Identity()]  # reflection pad
         self.conv_block = nn.Sequential(
             kernels.ReflectionPad2d(1, impl=impl),
-            nn.Conv2d(channels, channels, 3, bias=bias),
+            conv_before(norm, channels, channels, 3),
             norm_layer(norm, channels, activation="relu", padding=padding, impl=impl),
             nn.Identity(),  # ReLU
             *middle,
-            nn.Conv2d(channels, channels, 3, bias=bias),
+            conv_before(norm, channels, channels, 3),
             norm_layer(norm, channels, impl=impl),
         )
 

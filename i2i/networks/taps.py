@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import kernels
 
@@ -70,9 +69,8 @@ class TappedGenerator(nn.Module):
 
     @torch.no_grad()
     def tap_sizes(self, layers: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
-        """Rows and columns of the features at `layers` of an image of so many, found on tensors without memory."""
-        state = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
-        channels = next(self.parameters()).shape[1]
-        image = torch.empty(1, channels, height, width, device="meta")
-        features = functional_call(self, state, (image, layers, True))
-        return [(feature.shape[2], feature.shape[3]) for feature in features]
+        """Rows and columns of the features at `layers` of an image of so many, found by encoding a black one: for a
+        network on the meta device, which computes nothing."""
+        weight = next(self.parameters())
+        image = weight.new_zeros(1, weight.shape[1], height, width)
+        return [(feature.shape[2], feature.shape[3]) for feature in self(image, layers, encode_only=True)]

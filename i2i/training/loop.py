@@ -16,6 +16,7 @@ from i2i import distributed
 from i2i.config import Config
 from i2i.data import Dataset, batches, open_training_data
 from i2i.data.layouts import Layout
+from i2i.devices import convolutions_by_trial
 from i2i.errors import NotSaved, TrainingDiverged, UsageError
 from i2i.files import CHECKPOINT
 from i2i.inference.weights import save_published
@@ -141,7 +142,7 @@ class Run:
         bar = ProgressBar(done, self.last, self.per_step)
         step, shown = done, time.monotonic()
         try:
-            with StopRequest() as stop:
+            with StopRequest() as stop, convolutions_by_trial("crop" in self.config.preprocess):
                 for batch in self.batches(done):
                     losses = self.model.step(*batch)
                     step += 1

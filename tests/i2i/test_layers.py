@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "training": {"inference", "methods", "networks", "data"},
     "cli": {"training", "inference", "methods", "networks", "data"},
 }
-TOP = {"config", "devices", "distributed", "errors", "files"}
+TOP = {"config", "devices", "distributed", "errors", "files", "graphs", "multi_tensor"}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -39,6 +39,11 @@ def assert_gradients(found: list[Tensor], loss: Tensor, *networks: nn.Module) ->
     torch.testing.assert_close(found, list(wanted), atol=1e-12, rtol=1e-9)
 
 
+def gradient(parameter: Tensor) -> Tensor:
+    """Zeros where there is none, as for biases that a norm behind them takes off again."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
 def state(model: Method) -> dict[str, dict[str, Tensor]]:
     return {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in model.networks.items()}
 

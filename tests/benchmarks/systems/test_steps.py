@@ -5,10 +5,13 @@ from functools import partial
 
 import pytest
 import torch
+from support.method_steps import gradient
 
 from benchmarks import steps
 from benchmarks.systems import step_report, turns
-from benchmarks.systems.stock_cut import CONTESTANTS, OURS, PUBLISHED, StockCUT, Style
+from benchmarks.systems.stock import OURS, PUBLISHED
+from benchmarks.systems.stock_cut import CONTESTANTS, StockCUT
+from benchmarks.systems.stock_layers import Style
 from i2i.methods.cut import CUT, CUTConfig
 from i2i.methods.fastcut import FastCUTConfig
 
@@ -30,7 +33,7 @@ def first_step(model, dtype: torch.dtype) -> tuple[dict[str, float], torch.Tenso
         net.to(dtype)
     losses = model.step(*(x.to(dtype) for x in images(0)))
     assert losses.keys() == set(TERMS) - ({"NCE_Y"} if not model.config.nce_idt else set())
-    gradients = [p.grad.double().flatten() for net in model.networks.values() for p in net.parameters()]
+    gradients = [gradient(p).double().flatten() for net in model.networks.values() for p in net.parameters()]
     return {name: float(loss.detach()) for name, loss in losses.items()}, torch.cat(gradients)
 
 
@@ -147,13 +150,13 @@ def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
     """After the first step of the first contestant; the processes are ended."""
     asked = []
 
-    def interrupted(process, *command):
+    def interrupted(process, until):
         asked.append(process.process)
         if len(asked) == 2:
             raise KeyboardInterrupt
         return {"first_step_s": 1.5, "losses": {}}
 
-    monkeypatch.setattr(turns.Process, "__call__", interrupted)
+    monkeypatch.setattr(turns.Process, "receive", interrupted)
     skipped = [f"--skip={name}" for name in CONTESTANTS if name not in (OURS, PUBLISHED)]
     assert steps.main(["--size", "64", "--output", str(tmp_path), *skipped], SMALL) == 130
     assert "interrupted" in capsys.readouterr().err

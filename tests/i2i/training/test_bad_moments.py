@@ -22,6 +22,7 @@ from i2i.methods.cut import CUT, CUTConfig
 from i2i.training import checkpoint
 from i2i.training.loop import train
 from i2i.training.progress import LossLog, ProgressBar, StopRequest
+from kernels import _commands
 
 resource = pytest.importorskip("resource", reason="limits of a process stand in for a full disk")
 
@@ -151,7 +152,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "-m i2i", "-m benchmarks", "-m benchmarks.steps", "-m benchmarks.zoo"])
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"-m {module}" for module in _commands.MODULES)])
 def test_an_interrupt_while_torch_is_imported(tmp_path, command):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(SLOW_TORCH)

@@ -227,3 +227,12 @@ def test_another_package_named_kernels_is_called_by_its_name(tmp_path, forked):
     (tmp_path / "kernels.py").write_text("")
     done = forked("import i2i", tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert f"ImportError: {tmp_path / 'kernels.py'} is another package named `kernels`" in done.stderr
+
+
+@pytest.mark.parametrize(("preprocess", "tried"), [("resize_and_crop", True), ("none", False)])
+def test_convolutions_are_tried_where_images_have_one_size(preprocess, tried, tmp_path, monkeypatch):
+    seen, step = [], CUT.step
+    monkeypatch.setattr(CUT, "step", lambda *given: seen.append(torch.backends.cudnn.benchmark) or step(*given))
+    before = torch.backends.cudnn.benchmark
+    train("cut", CUTConfig(**TINY | {"steps": 1, "preprocess": preprocess}), tmp_path / "run")
+    assert seen == [tried] and torch.backends.cudnn.benchmark == before

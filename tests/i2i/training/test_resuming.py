@@ -138,7 +138,9 @@ def test_lists_of_moved_pictures_go_on(folders, tmp_path):
 def test_what_the_library_is_given_is_checked_as_well(begun, folders, tmp_path):
     state = checkpoint.read(begun)
     config = SMALL | {"data": (str(folders),)}
-    with pytest.raises(UsageError, match="batch_size was 1 in this run and cannot become 2; what may change: data"):
+    with pytest.raises(
+        UsageError, match="batch_size was 1 in this run and cannot become 2; what may change: cuda_graphs, data"
+    ):
         train("cut", CUTConfig(**config | {"batch_size": 2}), begun, resume=state)
     with pytest.raises(UsageError, match="method was cut in this run and cannot become cyclegan"):
         train("cyclegan", CycleGANConfig(), begun, resume=state)

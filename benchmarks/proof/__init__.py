@@ -1,0 +1,1 @@
+"""What `python -m benchmarks.prove` consists of: one file for each part, the targets, the report."""
