@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from i2i import distributed
+
 Losses = dict[str, Tensor]
 
 # Calls of a function before it is recorded: they build and load kernels, let cuDNN choose its algorithms, and make the
 # states of optimisers, none of which a recording can.
 EAGER_CALLS = 3
-# Recordings of a run, each with memory for the outputs of its graphs: images of ever new sizes are not worth one each.
-MOST = 8
+# Each has memory for the outputs of its graphs: images of ever new sizes are not worth one each.
+MOST_RECORDINGS = 8
 
 
 class Draws(NamedTuple):
@@ -53,7 +55,8 @@ class Recorder(Protocol):
     def end(self) -> Graph: ...
 
     def abandon(self) -> None:
-        """Something went wrong between begin and end."""
+        """Something went wrong between begin and end. Puts things so that functions can be called again; what was
+        recorded before may be unusable."""
 
     def stream(self) -> Any:
         """A context in which a function is called, recorded and replayed."""
@@ -82,16 +85,33 @@ class CudaRecorder:
         return self.graph
 
     def abandon(self) -> None:
-        with suppress(RuntimeError):
+        """After an operation that is not allowed in a capture, torch ends it halfway: up to 2.11 its allocator goes on
+        as in a capture, and its generator refuses to draw outside of one (pytorch issue 180395)."""
+        try:
             self.graph.capture_end()
+        except RuntimeError:
+            c: Any = torch._C
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            with suppress(RuntimeError, AttributeError):
+                c._cuda_endAllocateToPool(index, self.pool)
+            generator: Any = torch.cuda.default_generators[index]
+            fresh: Any = torch.Generator(self.device)
+            with suppress(RuntimeError, AttributeError):
+                fresh.set_state(generator.get_state())
+                generator.graphsafe_set_state(fresh)
+        self.graph = torch.cuda.CUDAGraph()  # the other's memory is free
+        self.pool = torch.cuda.graph_pool_handle()
+        self.ready()
 
     @contextmanager
     def stream(self) -> Iterator[None]:
         current = torch.cuda.current_stream(self.device)
         self.side.wait_stream(current)
-        with torch.cuda.stream(self.side):
-            yield
-        current.wait_stream(self.side)
+        try:
+            with torch.cuda.stream(self.side):
+                yield
+        finally:
+            current.wait_stream(self.side)
 
 
 class Outside(NamedTuple):
@@ -140,12 +160,19 @@ class Graphs:
         self.calls: dict[tuple, int] = {}  # by variant, and the shapes of all tensors
         self.recordings: dict[tuple, Recording] = {}
         self.recording: Recording | None = None  # the one that is being made
+        self.told: set[str] = set()
+
+    def forget(self) -> None:
+        """What was recorded; steps are recorded anew."""
+        self.recordings.clear()
+        self.calls.clear()
 
     def run(self, compute: Compute, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """compute(batch, draws), with their tensors on the device.
 
         `compute` returns scalars. It reads nothing that changes from step to step but its arguments, waits for no
-        device, and launches the same for the same variant and shapes.
+        device, and launches the same for the same variant and shapes. Settings are recorded with it: who changes one,
+        or puts other tensors in the place of those it uses, calls `forget`.
         """
         if self.device.type == "cpu" and self.recorder is None:
             return compute(batch, draws)
@@ -165,12 +192,21 @@ class Graphs:
             drawn = [copied(t, self.device) for t in packed]
             draws = draws._replace(tensors=nested(unpack(drawn, tensors), structure))
             self.calls[key] = self.calls.get(key, 0) + 1
-            if self.reason or self.calls[key] <= EAGER_CALLS or len(self.recordings) >= MOST:
+            if self.reason or self.calls[key] <= EAGER_CALLS:
                 return compute(batch, draws)
-            return self._record(key, compute, Recording(batch, drawn), draws)
+            if len(self.recordings) >= MOST_RECORDINGS:
+                self._tell(f"there are {MOST_RECORDINGS} recordings, and steps of other sizes are launched one by one")
+                return compute(batch, draws)
+            made = Recording(batch, drawn)
+            return self._record(key, compute, made, draws) or self._compute_instead(compute, made, draws)
 
-    def _record(self, key: tuple, compute: Compute, made: Recording, draws: Draws) -> Losses:
-        """Record, and run what is recorded."""
+    def _tell(self, sentence: str) -> None:
+        if sentence not in self.told and distributed.rank() == 0:
+            print(f"CUDA graphs: {sentence}", file=sys.stderr)
+        self.told.add(sentence)
+
+    def _record(self, key: tuple, compute: Compute, made: Recording, draws: Draws) -> Losses | None:
+        """Records, and runs what is recorded. None where it could not be, and nothing of it has run."""
         assert self.recorder is not None
         self.recorder.ready()
         self.recording = made
@@ -180,16 +216,25 @@ class Graphs:
             made.names, made.losses = list(losses), torch.stack([loss.detach() for loss in losses.values()])
             self._close()
         except Exception as error:  # of the device, of a library: whatever it is, the step can do without a graph
-            self.recording = None
-            self.recorder.abandon()
-            if made.parts:  # a part of the step was done: it cannot be begun again
-                raise RuntimeError("recording a step as CUDA graphs failed; cuda_graphs=false does without") from error
             self.reason = " ".join(f"recording failed, {type(error).__name__}: {error}".split())[:300]
-            print(f"training steps are launched one by one, not as a CUDA graph: {self.reason}", file=sys.stderr)
-            return compute(made.batch, draws)
-        self.recording = None
+            if made.parts:  # a part of the step was done: it cannot be begun again
+                raise RuntimeError(f"{self.reason}; cuda_graphs=false does without") from error
+        finally:
+            self.recording = None
+            if made.losses is None or self.reason:  # also after Ctrl-C
+                self.recordings.clear()
+                self.recorder.abandon()
+        if self.reason:
+            return None
         self.recordings[key] = made
         return made.results()
+
+    def _compute_instead(self, compute: Compute, made: Recording, draws: Draws) -> Losses:
+        self._tell(f"steps are launched one by one: {self.reason}")
+        try:
+            return compute(made.batch, draws)
+        except Exception as error:
+            raise RuntimeError(f"a step failed after {self.reason}; cuda_graphs=false does without") from error
 
     def _close(self) -> None:
         """End the graph that is being recorded, and run it: what comes next may need its results."""
@@ -214,7 +259,7 @@ class Graphs:
 
     def report(self) -> list[str]:
         """What was recorded, a line each; or why nothing is."""
-        lines = [] if not self.reason else [f"steps are launched one by one: {self.reason}"]
+        lines = [f"steps are launched one by one: {self.reason}"] if self.reason else []
         for (variant, *shapes), recording in self.recordings.items():
             first = "x".join(map(str, shapes[0][0]))
             more = f", {', '.join(map(str, variant))}" if variant else ""

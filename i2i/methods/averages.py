@@ -14,8 +14,8 @@ class Average(AveragedModel):
     """The average of a network's weights, exponential, with `decay` per step; its buffers are the network's. Begins
     with the weights after the first step.
 
-    In a state dict it is what torch's is. But torch asks the device at every update whether it is the first, and waits
-    for the answer, and a CUDA graph would keep the answer.
+    In a state dict it is what torch's is. But torch counts and asks in the middle of what the device does whether it is
+    the first time, and a CUDA graph would keep the answer.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -35,6 +35,10 @@ class Average(AveragedModel):
         else:
             multi_tensor.copy(self.module.parameters(), network.parameters())
         multi_tensor.copy(self.module.buffers(), network.buffers())
+
+    def update_parameters(self, model: nn.Module) -> None:
+        self.follow(model)
+        self.count()
 
     def count(self) -> None:
         """After each step."""

@@ -53,7 +53,7 @@ class Method:
         if config.precision in AUTOCAST:
             self.half_weights = {n: HalfWeights(net, AUTOCAST[config.precision]) for n, net in self.networks.items()}
         self.overlap = Overlap()
-        self.record(Graphs(self.device, config.cuda_graphs))
+        self.use_graphs(Graphs(self.device, config.cuda_graphs))
 
     def build(self) -> dict[str, nn.Module]:
         """The networks by the letters of the published files; each becomes an attribute of that name."""
@@ -62,7 +62,7 @@ class Method:
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         raise NotImplementedError
 
-    def record(self, graphs: Graphs) -> None:
+    def use_graphs(self, graphs: Graphs) -> None:
         """Steps go through `graphs` from now on."""
         self.graphs = graphs
         # What a graph reads at every replay, and the number 2e-4 would be a part of it.
@@ -90,13 +90,18 @@ class Method:
                 rate.follow(group["lr"])
         for weights in self.half_weights.values():
             weights.check()
-        losses = self.graphs.run(self.whole, batch, draws)
+        losses = self.graphs.run(self.compute_all, batch, draws)
         for average in self.all_averages():
             average.count()
         return losses
 
-    def whole(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
+    def compute_all(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """`compute`, and what comes after each step."""
+        if self.scaler.is_enabled():  # of a step that was broken off, it would know which optimisers have had theirs
+            self.scaler._per_optimizer_states.clear()
+            for optimizer in self.optimizers.values():
+                vars(optimizer).pop("grad_scale", None)
+                vars(optimizer).pop("found_inf", None)
         losses = self.compute(batch, draws)
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -189,7 +194,7 @@ class Method:
         groups = self.optimizers[name].param_groups if name in self.rates else []
         before = [{key: group[key] for key in ("lr", "capturable")} for group in groups]
         for group, rate in zip(groups, self.rates.get(name, ())):
-            group |= {"lr": rate.tensor, "capturable": True}
+            group |= {"lr": rate.tensor, "capturable": self.graphs.recording is not None}
         try:
             yield
         finally:

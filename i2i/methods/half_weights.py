@@ -48,7 +48,8 @@ class HalfWeights:
         self.seen = self._state()
 
     def check(self) -> None:
-        """Copy the weights if they are not those of the last copy, as when somebody has loaded others."""
+        """Copy the weights if they are not those of the last copy, as when somebody has loaded others. The step of a
+        fused optimiser does not show: `renew` comes after it."""
         if self.seen != self._state():
             self.renew()
 

@@ -104,6 +104,7 @@ def check_processes(state: dict[str, Any]) -> None:
 
 
 def put_back(state: dict[str, Any], model: Method, rates: Schedule) -> int:
+    model.graphs.forget()  # optimisers get other tensors
     load_all(model.networks, state["networks"])
     load_all(model.averages, state["ema"])
     load_all(model.optimizers, state["optimizers"])

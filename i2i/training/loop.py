@@ -206,7 +206,7 @@ class Run:
             threads=max(1, self.config.num_threads),
             rank=distributed.rank(),
             world=distributed.world(),
-            pinned=self.model.device.type == "cuda",
+            device=self.model.device if self.model.device.type == "cuda" else None,
         )
 
     def epoch(self, step: int) -> int:

@@ -18,7 +18,8 @@ from i2i.data import Dataset
 from i2i.errors import UsageError
 from i2i.training import checkpoint
 
-# May be given anew with resume: nothing of what was computed depends on them. Of data, its place may change.
+# May be given anew with resume: nothing of what was computed depends on them (but for the last bits of learning rates,
+# on cuda_graphs). Of data, its place may change.
 RESUMABLE = {
     *("data", "steps", "n_epochs", "n_epochs_decay", "num_threads"),
     *("save_every", "sample_every", "keep_every", "tensorboard", "cuda_graphs"),

@@ -63,13 +63,16 @@ def test_losses_stay_what_they_were():
     assert list(map(float, kept)) == [2.0 * value for value in range(8)]
 
 
-def test_images_of_ever_new_sizes_are_not_recorded_without_end(monkeypatch):
+def test_images_of_ever_new_sizes_are_not_recorded_without_end(monkeypatch, capsys):
     monkeypatch.setattr(graphs, "EAGER_CALLS", 0)
     through = made()
-    for size in range(1, 2 * graphs.MOST):
+    for size in range(1, 2 * graphs.MOST_RECORDINGS):
         for value in (1.0, 2.0):
             assert run(through, value, size) == wanted(value, size)
-    assert len(through.recordings) == graphs.MOST
+    assert len(through.recordings) == graphs.MOST_RECORDINGS
+    assert capsys.readouterr().err == (  # once
+        "CUDA graphs: there are 8 recordings, and steps of other sizes are launched one by one\n"
+    )
 
 
 def test_what_cannot_be_recorded_runs_with_a_reason(monkeypatch, capsys):
@@ -85,8 +88,46 @@ def test_what_cannot_be_recorded_runs_with_a_reason(monkeypatch, capsys):
         assert run(through, value, compute=fails) == wanted(value)
     reason = "recording failed, RuntimeError: operation not permitted when stream is capturing and more"
     assert through.reason == reason and not through.recordings
-    assert capsys.readouterr().err == f"training steps are launched one by one, not as a CUDA graph: {reason}\n"
+    assert capsys.readouterr().err == f"CUDA graphs: steps are launched one by one: {reason}\n"
     assert through.report() == [f"steps are launched one by one: {reason}"]
+
+
+def test_a_failure_forgets_what_was_recorded_before(monkeypatch):
+    """torch leaves other graphs unusable."""
+    monkeypatch.setattr(graphs, "EAGER_CALLS", 0)
+    through = made()
+    assert run(through, 1.0) == run(through, 1.0) == wanted(1.0) and through.recordings
+
+    def fails(images: tuple[Tensor, ...], draws: Draws) -> Losses:
+        if through.recording:
+            raise ValueError("no")
+        return scaled(images, draws)
+
+    assert run(through, 2.0, size=3, compute=fails) == wanted(2.0, size=3)
+    assert not through.recordings and run(through, 1.0) == wanted(1.0)
+
+
+def test_a_step_that_fails_without_a_graph_too_names_the_way_out(monkeypatch):
+    monkeypatch.setattr(graphs, "EAGER_CALLS", 0)
+
+    def fails(images: tuple[Tensor, ...], draws: Draws) -> Losses:
+        raise ValueError("no")
+
+    with pytest.raises(RuntimeError, match="failed after recording failed, ValueError: no; cuda_graphs=false does"):
+        run(made(), 1.0, compute=fails)
+
+
+def test_ctrl_c_in_a_recording_leaves_none(monkeypatch):
+    monkeypatch.setattr(graphs, "EAGER_CALLS", 0)
+    through = made()
+
+    def interrupted(images: tuple[Tensor, ...], draws: Draws) -> Losses:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(through, 1.0, compute=interrupted)
+    assert through.recording is None and not through.reason
+    assert run(through, 1.0) == run(through, 1.0) == wanted(1.0) and through.recordings
 
 
 def test_a_step_of_which_a_part_was_done_is_not_begun_again(monkeypatch):

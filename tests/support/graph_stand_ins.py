@@ -24,8 +24,10 @@ class TiedToHost(AssertionError):
     pass
 
 
-# Of torch and of Tensor, by name: what makes a tensor on the host, unless it is told a device ...
-MADE_ON_HOST = set("tensor as_tensor from_numpy scalar_tensor zeros ones full empty arange linspace eye".split())
+# Of torch and of Tensor, by name: what makes a tensor on the host, and copies it from there if it is told a device ...
+COPIED = set("tensor as_tensor from_numpy new_tensor asarray".split())
+# ... and what makes one on the host, unless it is told a device ...
+MADE_ON_HOST = set("scalar_tensor zeros ones full empty arange linspace eye".split())
 MADE_ON_HOST |= set("rand randn randint randperm normal".split())
 # ... and what hands a value to the host.
 READ = set("item tolist numpy cpu __bool__ __float__ __int__ __index__ __array__ is_nonzero equal allclose".split())
@@ -49,8 +51,10 @@ class _Functions(TorchFunctionMode):
                 raise TiedToHost("a list, as an index, is a tensor of the host")
         if name in READ:
             raise TiedToHost(f"{name} waits for the device")
+        if name in COPIED and kwargs.get("device") is not None or name == "new_tensor":
+            raise TiedToHost(f"{name} copies from the host")
         made = function(*args, **kwargs)
-        if name in MADE_ON_HOST and kwargs.get("device") is None and isinstance(made, Tensor):
+        if name in MADE_ON_HOST | COPIED and kwargs.get("device") is None and isinstance(made, Tensor):
             self.hosts[made] = name
         return made
 
@@ -144,6 +148,8 @@ def is_tensor(value: object) -> bool:
 class TapeRecorder:
     """For `i2i.graphs.Graphs`."""
 
+    tape: Tape | None = None
+
     def ready(self) -> None:
         pass
 
@@ -152,12 +158,15 @@ class TapeRecorder:
         self.tape.__enter__()
 
     def end(self) -> Tape:
-        self.tape.__exit__(None, None, None)
-        self.tape.put_back()
-        return self.tape
+        tape, self.tape = self.tape, None
+        assert tape is not None
+        tape.__exit__(None, None, None)
+        tape.put_back()
+        return tape
 
     def abandon(self) -> None:
-        self.end()
+        if self.tape is not None:
+            self.end()
 
     def stream(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -13,6 +13,8 @@ from benchmarks.zoo import batch
 from i2i import graphs
 from i2i.graphs import Draws, Graphs
 from i2i.methods import METHODS, Method
+from i2i.training import checkpoint
+from i2i.training.schedule import Schedule
 
 # Small networks, and settings that change what a step does.
 NARROW = {"crop_size": 32, "load_size": 32, "ngf": 4, "ndf": 4}
@@ -59,12 +61,16 @@ RECORDED = {
 }
 
 
+# Whose backward passes on CUDA add in no fixed order (bilinear interpolation, adaptive pooling): two eager runs differ.
+UNORDERED = {"opgan", "opgan, siamese apart", "cut, pooled"}
+
+
 def build(name: str, impl: str, device: str = "cpu") -> Method:
     """With steps that go through a recorder."""
     method, settings = CASES[name]
     model = METHODS[method](METHODS[method].Config(**settings), device, impl)
     recorder = TapeRecorder() if device == "cpu" else graphs.CudaRecorder(torch.device(device))
-    model.record(Graphs(model.device, recorder=recorder))
+    model.use_graphs(Graphs(model.device, recorder=recorder))
     return model
 
 
@@ -148,14 +154,93 @@ def test_a_recorded_step_is_the_step(name, device, impl, monkeypatch):
     for step, (one, other) in enumerate(zip(*found, strict=True)):
         assert list(one) == list(other)
         for loss in one:
-            assert torch.equal(one[loss], other[loss]), f"{loss} of step {step}"
+            if device == "cuda" and name in UNORDERED:
+                torch.testing.assert_close(one[loss], other[loss], rtol=2e-2, atol=1e-3)
+            else:
+                assert torch.equal(one[loss], other[loss]), f"{loss} of step {step}"
+    counts = sorted(recording.graphs() for recording in recorded.graphs.recordings.values())
+    assert counts == RECORDED[name] and not eager.graphs.recordings
+    if device == "cuda" and name in UNORDERED:
+        return
     for kind in ("networks", "averages"):
         for (letter, one), other in zip(getattr(eager, kind).items(), getattr(recorded, kind).values(), strict=True):
             for key, value in one.state_dict().items():
                 assert torch.equal(value, other.state_dict()[key]), f"{letter} {key}"
-    assert not eager.graphs.recordings
-    counts = sorted(recording.graphs() for recording in recorded.graphs.recordings.values())
-    assert counts == RECORDED[name]
+
+
+@pytest.mark.parametrize("place", ["in the middle", "in the optimiser"])
+def test_float16_goes_on_where_recording_fails(place, monkeypatch):
+    """The scaler knows which optimisers have stepped, and they know its scale: of the step that was broken off."""
+    monkeypatch.setattr(graphs, "EAGER_CALLS", 1)
+    plain, model = build("cut, float16", "reference"), build("cut, float16", "reference")
+    plain.use_graphs(Graphs(plain.device))
+    model.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    plain.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    step, zero_grad = torch.optim.Adam.step, model.zero_grad
+
+    def broken(self, *given):
+        if model.graphs.recording:
+            raise RuntimeError("no")
+        return step(self, *given)
+
+    if place == "in the optimiser":
+        monkeypatch.setattr(torch.optim.Adam, "step", broken)
+    else:
+        model.zero_grad = lambda *names: broken_zero(*names)
+
+        def broken_zero(*names):
+            if model.graphs.recording and "G" in names:
+                raise RuntimeError("no")
+            zero_grad(*names)
+
+    for number in range(4):
+        found, wanted = (each.step(*given(model, number)) for each in (model, plain))
+        for name, loss in wanted.items():
+            torch.testing.assert_close(found[name], loss, rtol=1e-3, atol=1e-4)  # learning rates of float32
+    assert model.graphs.reason == "recording failed, RuntimeError: no"
+
+
+def test_a_checkpoint_that_is_put_back_is_recorded_anew(tmp_path, monkeypatch):
+    """Optimisers get other tensors then, and a recording knows the old ones."""
+    monkeypatch.setattr(graphs, "EAGER_CALLS", 1)
+    models = [build("cut", "reference") for _ in range(2)]
+    eager, recorded = models
+    monkeypatch.setattr(eager.graphs, "_record", lambda key, compute, made, draws: compute(made.batch, draws))
+    for model in models:
+        rates = Schedule(model.optimizers, model.config)
+        for number in range(4):
+            if number == 1:
+                checkpoint.save(tmp_path / "checkpoint.pt", model, rates, 1)
+            model.step(*given(model, number))
+        checkpoint.restore(checkpoint.read(tmp_path), model, rates)
+    assert not recorded.graphs.recordings
+    for number in range(1, 4):
+        one, other = (model.step(*given(model, number)) for model in models)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert recorded.graphs.recordings
+
+
+@pytest.mark.gpu
+def test_after_a_failure_everything_goes_on(monkeypatch, capsys):
+    """A value is waited for in the middle of a recording; drawing on the device, other graphs and the allocator have to
+    work afterwards."""
+    monkeypatch.setattr(graphs, "EAGER_CALLS", 1)
+    model = build("pix2pix", "auto", "cuda")  # which has dropout
+    for number in range(3):
+        model.step(*given(model, number))
+    assert model.graphs.recordings
+    through, bad = model.graphs, []
+
+    def waits(images, draws):
+        bad.append(float(images[0].sum()))
+        return {"x": images[0].sum() + torch.rand((), device="cuda")}
+
+    for _ in range(3):
+        through.run(waits, (torch.ones(5),), Draws())
+    assert "recording failed" in through.reason and len(bad) >= 3
+    for number in range(3):
+        assert all(loss.isfinite() for loss in model.step(*given(model, number)).values())
+    torch.cuda.empty_cache()
 
 
 def test_a_step_that_is_tied_to_the_host_is_not_the_step(monkeypatch):

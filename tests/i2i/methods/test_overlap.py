@@ -258,7 +258,7 @@ def test_where_steps_are_recorded_averages_are_taken_between_graphs(monkeypatch)
     given = []
     monkeypatch.setattr(distributed, "average_gradients", lambda gradients: given.append(len(gradients)))
     model = cyclegan()
-    model.record(Graphs(model.device, recorder=TapeRecorder()))
+    model.use_graphs(Graphs(model.device, recorder=TapeRecorder()))
     assert not model.overlapping
     for _ in range(3):
         model.step(*batch(model.config))
