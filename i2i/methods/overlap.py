@@ -81,6 +81,10 @@ class Overlap:
 
     def send(self, network: str, bucket: Sequence[Tensor]) -> None:
         """Those of its parameters that have a gradient, which are the same ones in all processes."""
+        for p in bucket:
+            # Cut from one tensor with others (by `networks.batched_linear`), it would have one version with them.
+            if p.grad is not None and p.grad.untyped_storage().nbytes() > p.grad.nbytes:
+                p.grad = p.grad.data
         sent = [Sent(network, p, p.grad, p.grad._version) for p in bucket if p.grad is not None]
         if sent:
             self.under_way.append((distributed.Averaging([each.gradient for each in sent]), sent))

@@ -179,6 +179,23 @@ def test_a_gradient_that_changes_after_it_was_sent(how):
         over.finish(list(net.parameters()))
 
 
+def test_gradients_that_are_parts_of_one_tensor():
+    """Each is watched for itself, though in-place changes of one would count for all."""
+    for changes in (False, True):
+        net, over = Chain(2), Overlap()
+        for p, part in zip(net.parameters(), torch.zeros(2, 4).unbind()):
+            p.grad = part
+        with last(over, net=net):
+            backward(net)
+        if changes:
+            net.weights[0].grad.add_(1)
+            with pytest.raises(RuntimeError, match="a gradient of net changed"):
+                over.finish(list(net.parameters()))
+        else:
+            assert over.finish(list(net.parameters())) == []
+            assert [float(p.grad[0]) for p in net.parameters()] == [4.0, 4.0]
+
+
 def test_two_passes_named_as_the_last():
     net, other, over = Chain(2), Chain(1), Overlap()
     with last(over, net=net):
