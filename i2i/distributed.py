@@ -72,7 +72,8 @@ def first(action: Callable[[], T]) -> T:
 def lost(error: Exception) -> bool:
     """Whether `error` is of a connection to another process of the run, which has ended."""
     return "WORLD_SIZE" in os.environ and (
-        isinstance(error, dist.DistError) or bool(re.search("gloo|nccl|connection (closed|reset)", str(error), re.I))
+        isinstance(error, dist.DistError)
+        or bool(re.search("gloo|nccl|connection (closed|reset)|pair closure", str(error), re.I))
     )
 
 

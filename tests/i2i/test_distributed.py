@@ -20,7 +20,9 @@ SUPPORT = ROOT / "tests/support"
 TINY = ["crop_size=32", "ngf=4", "ndf=4", "sample_every=100", "n_epochs=1", "n_epochs_decay=0"]
 SETTINGS = {
     "cut": ["generator=resnet_5blocks", "num_patches=16"],
-    "cyclegan": ["generator=resnet_1blocks"],  # 6 steps do not fill the image pool, whose answers are drawn
+    # 6 steps do not fill the image pool, whose answers are drawn. At the default lr a rounding grows a thousand times
+    # in three steps, to 2.8e-3; at this one it stays below 5e-6 for eight.
+    "cyclegan": ["generator=resnet_1blocks", "lr=2e-5"],
     "munit": ["num_scales=2", "style_dim=2", "mlp_dim=8", "n_res=1"],
 }
 NARROW = {"crop_size": 32, "load_size": 32, "ngf": 4, "ndf": 4}
@@ -219,7 +221,8 @@ def test_a_process_that_does_something_else_is_noticed(forks):
     said, _ = forks.call("one_differs", "cut", CUT, "ends", 60)
     assert "closed by peer" in said
     said, _ = forks.call("one_differs", "cut", CUT, "waits", 2)
-    assert "Timed out waiting 2000ms" in said
+    # of the transfers under way, the first one times out, and all others with it
+    assert "Timed out waiting 2000ms" in said or "timeout caused pair closure" in said
     forks._ask([2, "one_differs", ["cut", CUT, "fewer", 60]])
     assert forks.wait() != [0, 0]
     assert "Is there a distributed collective mismatch in your code?" in forks.error() + forks.error(1)

@@ -212,6 +212,6 @@ def one_differs(method: str, settings: dict[str, Any], how: str, seconds: float)
     try:
         step(model, 0)
     except RuntimeError as error:
-        assert distributed.lost(error)
+        assert distributed.lost(error), str(error)
         return str(error)
     return "nothing"
