@@ -185,7 +185,7 @@ def test_nothing_stays_behind():
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contestant", ["fused", "published form"])
+@pytest.mark.parametrize("contestant", ["fused", pytest.param("published form", marks=pytest.mark.slow)])
 def test_a_step_that_computes_nothing_counts_what_one_that_does_counts(contestant, monkeypatch):
     """Of values nothing depends, and of the memory formats that empty results are given all that is counted does.
     Not of careful Python, whose padding keeps channels last on CPUs alone."""

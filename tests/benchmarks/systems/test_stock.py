@@ -78,7 +78,7 @@ def three_steps(model, count: int) -> tuple[list[dict[str, float]], dict[str, to
     return losses, gradients
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("style", STYLES, ids=str)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_step_is_ours_in_float64(name, style, count, doubles, uncompiled):
