@@ -41,6 +41,7 @@ class Here:
         pass
 
 
+@pytest.mark.slow  # the parts by themselves are tested with every change
 def test_a_whole_run_on_a_cpu(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(turns, "Process", Here)
     assert prove.main(["--device", "cpu", "--output", str(tmp_path)], SIZES) == 1  # in two steps nobody learns

@@ -52,6 +52,7 @@ ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 # Whose recordings hold what others' do, or take long.
 SLOW = {"cut, pooled", "cut, published order", "cut, monce", "cut, hdce", "cut, penalty", "cyclegan, bfloat16"}
 SLOW |= {"opgan, siamese apart", "munit, bfloat16", "stargan, classes", "pix2pix, penalty", "sincut"}
+SLOW |= {"cut, float16", "cut, past images", "cut, batch norm", "cyclegan, penalty"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 # Recordings, and graphs in each: of the variants that a method has (some come in nine steps only), and between calls of
 # the host.
@@ -173,7 +174,7 @@ def test_a_recorded_step_is_the_step(name, device, impl, monkeypatch):
                 assert torch.equal(value, other.state_dict()[key]), f"{letter} {key}"
 
 
-@pytest.mark.parametrize("place", ["in the middle", "in the optimiser"])
+@pytest.mark.parametrize("place", [pytest.param("in the middle", marks=pytest.mark.slow), "in the optimiser"])
 def test_float16_goes_on_where_recording_fails(place, monkeypatch):
     """The scaler knows which optimisers have stepped, and they know its scale: of the step that was broken off."""
     monkeypatch.setattr(graphs, "EAGER_CALLS", 1)
