@@ -54,6 +54,7 @@ def test_counts_and_names_of_failures(tmp_path, monkeypatch):
     assert isinstance(found["raised"], AssertionError) and str(found["raised"]) == "CUDA: 2 failed"
 
 
+@pytest.mark.slow
 def test_what_was_tested_before_the_end_of_the_time_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "GRACE", 5.0)
     slow = PLANTED.replace("def test_fails(): assert 1 == 2", "def test_fails(): time.sleep(60); assert 1 == 2")
@@ -85,6 +86,7 @@ def test_a_report_that_is_not_there_or_cut_off(tmp_path):
     assert device_tests.read(tmp_path / "cut.xml") == nothing
 
 
+@pytest.mark.slow
 def test_selection_on_a_machine_with_a_gpu(forked):
     """The cases of the emulation and of the interpreter, each in its run; and files that only a GPU can run."""
     code = """

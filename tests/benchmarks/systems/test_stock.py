@@ -107,7 +107,7 @@ def gate(system: System, precision: str, folder, change: dict[str, Any] | None =
     return rows
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_gate_passes_every_contestant(name, precision, tmp_path, uncompiled):
     rows = gate(SYSTEMS[name], precision, tmp_path)
