@@ -54,11 +54,9 @@ def main(argv: Sequence[str] | None = None, settings: Json | None = None) -> int
 
 def count_and_report(asked: argparse.Namespace, settings: Json) -> int:
     device, folder = options.place(asked, plots=False)
-    config = METHODS[asked.method].Config
+    settings = settings | {"cuda_graphs": False}  # a graph is one launch, whatever is in it
     if asked.size is not None:
         settings = settings | {"crop_size": asked.size}
-    if hasattr(config, "cuda_graphs"):  # a graph is one launch, whatever is in it
-        settings = settings | {"cuda_graphs": False}
     run = Run("benchmarks.launches", device)
     rows = [counted(asked.method, name, asked.precision, settings, device) for name in zoo.names(asked.method)]
     result = run.result(rows, interrupted=False, other_load=None, method=asked.method, precision=asked.precision)

@@ -29,6 +29,11 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"device {name}: {reason}; without a GPU, leave it out or take cpu") from None
 
 
+def cuda_index(device: torch.device) -> int:
+    """The number of a CUDA device; "cuda" alone is the current one."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def move_network(network: Network, device: torch.device) -> Network:
     """`network` on `device`, its weights channels last: convolutions take and return maps so."""
     options: Any = {"memory_format": torch.channels_last}  # which torch's annotations do not know

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from i2i import distributed
+from i2i.devices import cuda_index
 
 Losses = dict[str, Tensor]
 
@@ -91,11 +92,11 @@ class CudaRecorder:
             self.graph.capture_end()
         except RuntimeError:
             c: Any = torch._C
-            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            index = cuda_index(self.device)
             with suppress(RuntimeError, AttributeError):
                 c._cuda_endAllocateToPool(index, self.pool)
             generator: Any = torch.cuda.default_generators[index]
-            fresh: Any = torch.Generator(self.device)
+            fresh: Any = torch.Generator(torch.device("cuda", index))
             with suppress(RuntimeError, AttributeError):
                 fresh.set_state(generator.get_state())
                 generator.graphsafe_set_state(fresh)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from i2i.data.layouts import Dataset, stack
+from i2i.devices import cuda_index
 
 
 def batches(
@@ -37,8 +38,10 @@ def batches(
         tensors = stack([data.item(start + i) for i in range(batch_size)])
         return tuple(tensor.pin_memory() for tensor in tensors) if device else tensors
 
-    # Pinning memory makes a context on the device that a thread has as its own, by default the first one.
-    pool = ThreadPoolExecutor(threads, initializer=functools.partial(torch.cuda.set_device, device) if device else None)
+    begin = None
+    if device:  # pinning memory makes a context on the device that a thread has as its own, by default the first one
+        begin = functools.partial(torch.cuda.set_device, cuda_index(device))
+    pool = ThreadPoolExecutor(threads, initializer=begin)
     try:
         ahead = deque(pool.submit(batch, step) for step in range(first, min(first + 2 * threads, last)))
         for step in range(first + len(ahead), last + len(ahead)):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
+from support.contestants import Here
 
 from benchmarks import prove
 from benchmarks.proof.child import Answers
 from benchmarks.proof.part import FAILED, INTERRUPTED, LATE, NOT_HERE, OK, OutOfTime, Part
 from benchmarks.proof.targets import MISSED, NOT_MEASURED, PASSED
 from benchmarks.systems import turns
-from benchmarks.systems.child import Child
 
 TINY = {"generator": "resnet_5blocks", "ngf": 4, "ndf": 4, "num_patches": 16}
 SIZES = {
@@ -21,24 +20,6 @@ SIZES = {
     "steps": {"systems": {"CUT": TINY}, "size": 64, "rounds": 1},
     "training": {"precisions": ["float32"], "steps": 2, "settings": TINY | {"crop_size": 32}},
 }
-
-
-class Here:
-    """A contestant in this process: those of their own are tested with the other commands."""
-
-    def __init__(self, contestant, device, log):
-        module = importlib.import_module(contestant.module)
-        self.child = Child(*module.contestant(str(device), **json.loads(json.dumps(contestant.arguments))))
-
-    def send(self, *command):
-        self.command = command
-
-    def receive(self, until):
-        command, *given = self.command
-        return json.loads(json.dumps(getattr(self.child, command)(*given)))
-
-    def close(self):
-        pass
 
 
 @pytest.mark.slow  # the parts by themselves are tested with every change

@@ -1,16 +1,15 @@
 """The table of all methods: what is measured of each, the gate, the report."""
 
-import importlib
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support.contestants import Here
 
 from benchmarks import zoo
 from benchmarks.engine.work import FUSED
 from benchmarks.systems import turns, zoo_report
-from benchmarks.systems.child import Child
 from benchmarks.systems.stock import CAREFUL, PUBLISHED, StockMethod
 from benchmarks.systems.zoo_report import PLAIN
 from i2i.methods import METHODS
@@ -64,24 +63,6 @@ def test_a_turn_begins_where_the_generators_are_updated_next(monkeypatch):
     model, batch, turn = zoo.contestant("cpu", "fastcut", FUSED, "float32", {"num_patches": 8})
     assert model.state == {"iteration": 4, "pool": 1} and turn == 5
     assert model.config.num_patches == 8 and [x.shape for x in batch] == [(2, 3, 32, 32)] * 2
-
-
-class Here:
-    """A contestant in this process, where test_steps.py has one of its own."""
-
-    def __init__(self, contestant, device, log):
-        module = importlib.import_module(contestant.module)
-        self.child = Child(*module.contestant(str(device), **json.loads(json.dumps(contestant.arguments))))
-
-    def send(self, *command):
-        self.command = command
-
-    def receive(self, until):
-        command, *given = self.command
-        return json.loads(json.dumps(getattr(self.child, command)(*given)))
-
-    def close(self):
-        pass
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from support.image_folders import opened, same
+from torch.cuda._utils import _get_device_index
 
 from i2i.data import batches
 from i2i.errors import UsageError
@@ -34,6 +35,17 @@ class Numbers:
 def test_processes_share_a_step():
     shares = [[batch[0].flatten().tolist() for batch in batches(Numbers(), 2, 1, 3, rank=r, world=3)] for r in range(3)]
     assert shares == [[[6, 7], [12, 13]], [[8, 9], [14, 15]], [[10, 11], [16, 17]]]
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:2", 2)])
+def test_threads_pin_memory_on_the_device_of_the_run(name, index, monkeypatch):
+    """A stand-in, which is as strict as torch: it takes no device without a number, and that is what "auto" gives."""
+    seen, pinned = [], []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(_get_device_index(device)))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
+    got = [batch[0].flatten().tolist() for batch in batches(Numbers(), 2, 0, 3, threads=1, device=torch.device(name))]
+    assert got == [[0, 1], [2, 3], [4, 5]] and seen == [index] and len(pinned) == 3
 
 
 def test_errors_of_workers_come_out_with_their_words(root):

@@ -9,6 +9,7 @@ from benchmarks.systems.launch_count import Counts, Estimate
 from i2i.networks import (
     PatchFeatureNetwork,
     ResnetGenerator,
+    SampledFeatures,
     feature_network,
     init_weights,
 )
@@ -59,6 +60,16 @@ def test_a_step_can_compare_features_of_every_kind(name):
     for row in rows:
         torch.testing.assert_close(row.norm(dim=-1), torch.ones(row.shape[:2]), atol=1e-3, rtol=0)
     assert bool(features.state_dict()) is (name == "mlp_sample")
+
+
+def test_positions_drawn_beforehand_are_those_that_sampling_draws():
+    net = SampledFeatures((2, 3))
+    maps = [torch.randn(1, 2, 5, 7), torch.randn(1, 3, 4, 4)]
+    _, wanted = net.sample(maps, 9, generator=torch.Generator().manual_seed(3))
+    found = net.draw([(5, 7), (4, 4)], 9, torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    with pytest.raises(ValueError, match="num_patches: got 17, want at most 16"):
+        net.draw([(5, 7), (4, 4)], 17, torch.Generator())
 
 
 # ---- layers in batches ----------------------------------------------------------------------------------
