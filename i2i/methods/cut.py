@@ -116,7 +116,7 @@ class CUT(Method):
     G: TappedGenerator
     D: nn.Module
     F: SampledFeatures
-    outline: TappedGenerator  # G without memory, for the sizes of its maps
+    outline: TappedGenerator  # G with a channel or two, on the CPU, for the sizes of its maps
 
     def __init__(self, config: CUTConfig, device: torch.device | str = "cpu", impl: str = "auto"):
         super().__init__(config, device, impl)
@@ -133,7 +133,7 @@ class CUT(Method):
         self.gan = GANLoss(config.gan_mode)
         size = min(config.load_size, config.crop_size)
         networks: dict[str, nn.Module] = {
-            "G": self.build_generator(self.impl),
+            "G": self.build_generator(config.ngf, self.impl),
             "D": discriminator(
                 config.discriminator,
                 config.output_nc,
@@ -146,22 +146,22 @@ class CUT(Method):
             ),
         }
         if config.lambda_nce:
-            with torch.device("meta"):
-                self.outline = self.build_generator("reference")
+            with torch.random.fork_rng([]):  # its weights are nobody's
+                self.outline = self.build_generator(1, "reference").eval()
             try:
-                channels = self.outline.tap_channels(config.nce_layers)
+                channels = cast(TappedGenerator, networks["G"]).tap_channels(config.nce_layers)
             except ValueError as error:
                 raise UsageError(f"nce_layers: {error}") from None
             networks["F"] = feature_network(config.feature_network, channels, config.feature_width, impl=self.impl)
         return {name: init_weights(net, config.init_type, config.init_gain) for name, net in networks.items()}
 
-    def build_generator(self, impl: str) -> TappedGenerator:
+    def build_generator(self, ngf: int, impl: str) -> TappedGenerator:
         config = self.config
         net = generator(
             config.generator,
             config.input_nc,
             config.output_nc,
-            config.ngf,
+            ngf,
             norm=config.norm,
             dropout=config.dropout,
             antialias_down=config.antialias,
@@ -196,7 +196,8 @@ class CUT(Method):
     def tap_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of the contrasted maps of such an image."""
         if (height, width) not in self.known_sizes:
-            self.known_sizes[height, width] = self.outline.tap_sizes(self.config.nce_layers, height, width)
+            with torch.random.fork_rng([]):  # some layers draw noise
+                self.known_sizes[height, width] = self.outline.tap_sizes(self.config.nce_layers, height, width)
         return self.known_sizes[height, width]
 
     def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:

@@ -104,3 +104,14 @@ def test_the_scale_of_float16_settles():
     for _ in range(16):
         model.step(*(torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2)))
     assert model.scaler.get_scale() >= 64  # 512 was measured
+
+
+@pytest.mark.parametrize("options", [{"dropout": True}, {"generator": "stylegan2", "nce_layers": (0, 2, 9)}])
+def test_sizes_of_maps_are_those_of_the_generator_and_draw_nothing(options):
+    """Dropout and noise come from torch's own generator, of which a run's bits hang."""
+    model = CUT(CUT.Config(**TINY | options))
+    before = torch.get_rng_state()
+    sizes = model.tap_sizes(40, 36)
+    assert torch.equal(torch.get_rng_state(), before)
+    maps = model.G(torch.zeros(1, 3, 40, 36), model.config.nce_layers, encode_only=True)
+    assert sizes == [tuple(x.shape[2:]) for x in maps]
