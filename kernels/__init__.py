@@ -6,7 +6,7 @@ import warnings
 
 from kernels import _commands as _commands  # first: it minds Ctrl-C while torch is imported
 from kernels.backends import BackendUnavailable, backend_report
-from kernels.fusing import FuseReport, fuse
+from kernels.fusing import FuseReport, accelerate, fuse, unfuse
 from kernels.memory import keep_freed_memory
 from kernels.nce import PatchNCELoss, hdce_weight, monce_log_weight, patch_nce_loss, semantic_relation_loss
 from kernels.norm import (
@@ -46,6 +46,7 @@ __all__ = [
     "PatchNCELoss",
     "PatchSampler",
     "ReflectionPad2d",
+    "accelerate",
     "adain",
     "adaptive_instance_norm",
     "backend_report",
@@ -63,6 +64,7 @@ __all__ = [
     "semantic_relation_loss",
     "sinkhorn",
     "tap_patches",
+    "unfuse",
 ]
 
 
