@@ -112,8 +112,9 @@ def merge(name: str, module: nn.Module, report: FuseReport) -> None:
 
 def _may_help(module: nn.Module) -> bool:
     """Whether what a block does behind this child may be part of a norm's call."""
-    parts = list(module)[-2:] if isinstance(module, nn.Sequential) else [module]
-    return any(is_head(part) or isinstance(part, TakesTail) for part in parts)
+    if isinstance(module, nn.Sequential):
+        return any(map(_may_help, list(module)[-2:]))
+    return is_head(module) or isinstance(module, TakesTail)
 
 
 def give_back(module: nn.Module) -> None:
