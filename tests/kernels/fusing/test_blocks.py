@@ -4,6 +4,8 @@ import copy
 import math
 import pickle
 import random
+import time
+from random import random as chance
 
 import pytest
 import torch
@@ -199,7 +201,7 @@ class Collecting(Parts):
 class Chance(Parts):
     def forward(self, x):
         y = F.relu(self.norm1(x))
-        return y if random.random() < 0.5 else y * 2
+        return y if chance() < 0.5 else y * 2
 
 
 class Drawn(Parts):
@@ -241,7 +243,32 @@ class Constant(Parts):
         return F.relu(self.norm1(x) * torch.tensor([2.0])) + F.relu(self.norm2(x))
 
 
+class Printing(Parts):
+    def forward(self, x):
+        print(end="")
+        return F.relu(self.norm1(x))
+
+
+class Checkpointed(Parts):
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.act, self.norm1(x), use_reentrant=False)
+
+
+class Timed(Parts):
+    def forward(self, x):
+        return F.relu(self.norm1(x)) * (time.time() > 0)
+
+
+class ReadingAChild(Parts):
+    def forward(self, x):
+        return F.leaky_relu(self.norm1(x), self.act.negative_slope)
+
+
 LEFT = {
+    Printing: "calls `print`",
+    Checkpointed: "calls `checkpoint`",
+    Timed: "uses the module `time`",
+    ReadingAChild: "reads `self.act.negative_slope`",
     With: "a `with` or `try`",
     Global: "the global variable `FLAG`",
     Counting: "changes `self.calls`",
