@@ -20,12 +20,20 @@ RECOGNISERS = (norms, paddings, resampling)
 def fuse(model: nn.Module) -> nn.Module:
     """Puts this library's operators into `model`, in place, and returns it.
 
-    * Every torch.nn.InstanceNorm2d becomes `kernels.InstanceNorm2d`, every torch.nn.ReflectionPad2d
+    * Every torch.nn.InstanceNorm1d, 2d and 3d becomes that of `kernels`, every torch.nn.ReflectionPad2d
       `kernels.ReflectionPad2d`.
     * A Sequential computes a norm, a ReLU or LeakyReLU directly behind it and a reflection padding of equal sides
       behind that in one call. It does so when it is run as a whole, and only while no hook watches one of them; each of
       them stays where it is and computes what it did for whoever indexes, slices or loops over the Sequential, shares a
       module or looks for one. Subclasses that keep the forward of torch.nn.Sequential are included.
+    * A block that calls its norms by name gives them the ReLU or LeakyReLU behind them (module, function or method) and
+      the sum behind that, `x + block(x)` included. torch.fx traces its forward, with its children as leaves; a forward
+      that depends on more than a trace holds is left. Other arguments than tensors, hooks on the norm or the
+      activation, or an attribute assigned later run its own forward.
+    * AdaIN of MUNIT, FUNIT, StarGAN v2 and imaginaire, MUNIT's layer norm, and torch.nn.GroupNorm with one group for
+      each channel are computed by the norms of this library; CUT's sampler of patch features by
+      `kernels.sample_patches`, with the draw it had. All but GroupNorm are known by their structure and by what they
+      compute, with its gradient, on small maps.
     * Antialiased sampling as CUT has it is computed by `kernels.blur_downsample` and `kernels.blur_upsample`. It is
       known by its structure (a buffer `filt` with a published filter, a padding module, no parameters) and by what it
       computes, with its gradient, on two small maps, not by its name. Should its filter, its padding or an attribute
