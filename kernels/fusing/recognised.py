@@ -17,10 +17,19 @@ from kernels.fusing.heads import Head, follow
 
 Tensor = torch.Tensor
 
-# What can be assigned without a change of what the forward computes: ours and torch's own, the last six where
-# DataParallel makes a replica. That one is made for one call, out of parts that it is given one by one.
-_HARMLESS = ("training", "impl", "fuse_report", "_is_full_backward_hook", "_compiled_call_impl")
-_HARMLESS += ("__dict__", "_parameters", "_buffers", "_modules", "_is_replica", "_former_parameters")
+# What can be assigned without a change of what the forward computes: ours, and what torch.nn, torch.compile, FSDP and
+# DataParallel put there.
+_HARMLESS = {
+    *("training", "impl", "fuse_report", "_is_full_backward_hook", "_compiled_call_impl", "_is_torch_compile"),
+    *("_is_fsdp_managed_module", "_fsdp_use_orig_params"),
+    *("__dict__", "_parameters", "_buffers", "_modules", "_is_replica", "_former_parameters"),
+}
+
+
+def is_harmless(module: nn.Module | Derived, name: str) -> bool:
+    """Whether this attribute may be assigned. Any may be at a replica, which DataParallel makes for one call, out of
+    parts that it hands over one by one."""
+    return name in _HARMLESS or "_is_replica" in module.__dict__
 
 
 def stock_forward(module: nn.Module | Head) -> Callable[..., Any]:
@@ -75,7 +84,7 @@ class Recognised(Head):
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
         own = self.__dict__
-        if name in _HARMLESS or name in self._fused_free or "_is_replica" in own:
+        if is_harmless(self, name) or name in self._fused_free:
             return
         if name not in own.get("_parameters", ()) and name not in own.get("_buffers", ()):
             own["_fused_how"] = None
