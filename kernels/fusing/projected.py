@@ -163,11 +163,13 @@ def take(module: Any) -> str:
         return why
     channels, eps, forward, names = norm.num_features, norm.eps, stock_forward(module), tuple(children)
     dim = norm._get_no_batch_dim() + 1
+    linear = (m for projection in children.values() for m in projection.modules() if isinstance(m, nn.Linear))
+    width = next((m.in_features for m in linear), 2)  # which the forward may check
     called: list[str] = []
 
     def halves(style: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         """What the projections give in the trial: no product of matrices, which a GPU may round to TF32."""
-        return (style[:, :1] * weight[0] + style[:, 1:] * weight[1]).chunk(2, 1)
+        return (style[:, :1] * weight[0] + style[:, 1:].sum(1, keepdim=True) * weight[1]).chunk(2, 1)
 
     def prepare(x: Tensor, style: Tensor, weight: Tensor) -> None:
         called.clear()
@@ -193,7 +195,7 @@ def take(module: Any) -> str:
         {how: candidate(how) for how in ways},
         channels=channels,
         dim=dim,
-        given=lambda noise, batch: (noise(batch, 2), noise(2, 2 * channels)),
+        given=lambda noise, batch: (noise(batch, width), noise(2, 2 * channels)),
         prepare=prepare,
         call=call,
     )
@@ -223,12 +225,12 @@ def _stand_in(called: list[str], name: str, halves: Any, weight: Tensor, part: i
     return forward
 
 
-def name_of(module: nn.Module) -> str:
+def name_of(module: Any) -> str:
     """What computes it; empty if nothing here does."""
-    if not isinstance(module, FusedProjectedNorm) or not recognised.is_taken(module, FusedProjectedNorm):
+    how = module._fused_how if recognised.is_taken(module, FusedProjectedNorm) else None
+    if how is None or not module._as_it_was_tried(how):
         return ""
-    assert module._fused_how is not None
-    return f"adaptive_instance_norm (projection {', '.join(module._fused_how.projections)})"
+    return f"adaptive_instance_norm (projection {', '.join(how.projections)})"
 
 
 def give_back(module: nn.Module) -> None:

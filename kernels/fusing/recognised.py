@@ -170,8 +170,9 @@ def is_taken(module: nn.Module, behaviour: type[Recognised]) -> bool:
 
 def give_back(module: nn.Module, behaviour: type[Derived]) -> None:
     """The class and the attributes it had before it became a `behaviour`."""
-    if not isinstance(module, behaviour):
+    parts = vars(type(module)).get("_derived_from", ())
+    if behaviour not in parts:  # or somebody has derived from its class since, and it stays below that
         return
-    (_, module.__class__) = vars(type(module))["_derived_from"]
+    module.__class__ = parts[1]
     for key in ("_fused_how", "_fused_free", "impl"):
         vars(module).pop(key, None)

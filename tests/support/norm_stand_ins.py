@@ -259,6 +259,7 @@ class ProjectedLast(nn.Module):
         self.inner = nn.InstanceNorm2d(channels, eps=1e-3)
 
     def forward(self, x, style):
+        assert style.shape == (len(x), STYLE)
         h = self.style(style)[..., None, None]
         return torch.addcmul(h[:, : self.channels], self.inner(x), h[:, self.channels :])
 

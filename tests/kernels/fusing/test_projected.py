@@ -118,7 +118,7 @@ def test_hooks_of_the_projection_run_and_one_of_the_norm_ends_it(monkeypatch):
     assert len(seen) == 1
     for m in (fused, stock):
         m.norm.register_forward_hook(lambda norm, args, y: y + 1)
-    assert torch.equal(fused(X, S), stock(X, S)) and len(seen) == 1
+    assert torch.equal(fused(X, S), stock(X, S)) and len(seen) == 1 and projected.name_of(fused) == ""
 
 
 def test_deepcopy_pickle_state_dict(monkeypatch):
@@ -155,7 +155,7 @@ def test_after_a_change_its_own_forward_runs(change, monkeypatch):
         torch.manual_seed(1)
         CHANGES[change](m)
     seen = count_calls(monkeypatch, projected, "adaptive_instance_norm")
-    assert torch.equal(fused(X, S), stock(X, S)) and not seen
+    assert torch.equal(fused(X, S), stock(X, S)) and not seen and projected.name_of(fused) == ""
 
 
 def test_inputs_the_operator_does_not_serve_go_their_old_way(monkeypatch):
