@@ -12,7 +12,7 @@ from torch import nn
 from kernels._checks import FLOATING
 from kernels._dtypes import in_autocast
 from kernels._tools import NotScriptable
-from kernels.fusing.classes import Derived, derive
+from kernels.fusing.classes import Derived, derive, underive
 from kernels.fusing.heads import Head, follow
 
 Tensor = torch.Tensor
@@ -169,10 +169,9 @@ def is_taken(module: nn.Module, behaviour: type[Recognised]) -> bool:
 
 
 def give_back(module: nn.Module, behaviour: type[Derived]) -> None:
-    """The class and the attributes it had before it became a `behaviour`."""
-    parts = vars(type(module)).get("_derived_from", ())
-    if behaviour not in parts:  # or somebody has derived from its class since, and it stays below that
+    """The class and the attributes it had before it became a `behaviour`, if it did."""
+    if not isinstance(module, behaviour):
         return
-    module.__class__ = parts[1]
+    underive(module, behaviour)
     for key in ("_fused_how", "_fused_free", "impl"):
         vars(module).pop(key, None)
