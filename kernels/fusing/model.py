@@ -8,13 +8,25 @@ import torch
 from torch import nn
 
 from kernels import backends
-from kernels.fusing import block, memory_format, norms, paddings, precision, resampling, sequential
+from kernels.fusing import (
+    adaptive,
+    block,
+    group_norm,
+    layer_norm,
+    memory_format,
+    norms,
+    paddings,
+    precision,
+    projected,
+    resampling,
+    sequential,
+)
 from kernels.fusing.heads import is_head
 from kernels.fusing.report import FuseReport, place
 
 # Each knows one kind of module: looks_like(module), cheap; take(module), which puts an operator behind its forward or
-# says why not; name_of(module), what it computes by now, empty if nothing; give_back(module).
-RECOGNISERS = (norms, paddings, resampling)
+# says why not; name_of(module), what it computes by now, empty if nothing; give_back(module), of any module.
+RECOGNISERS = (norms, paddings, resampling, adaptive, projected, layer_norm, group_norm)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -128,10 +140,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     check_model(model)
     for module in list(model.modules()):
-        for recogniser in RECOGNISERS:
-            if recogniser.name_of(module):
-                recogniser.give_back(module)
-        for part in (sequential, block, precision, memory_format):
+        for part in (*RECOGNISERS, sequential, block, precision, memory_format):
             part.give_back(module)
         vars(module).pop("fuse_report", None)
     return model

@@ -108,6 +108,8 @@ def name_of(module: nn.Module) -> str:
 
 
 def give_back(module: nn.Module) -> None:
+    if not isinstance(module, _FusedBlur):
+        return
     underive(module, _FusedBlur)
     for key in ("impl", "_fused_how", "_fused_pad", "_fused_filter"):
         vars(module).pop(key, None)

@@ -216,6 +216,6 @@ def _compiled(graph: fx.Graph) -> Callable[..., Any]:
 def parts_are_as_they_were(module: nn.Module, program: Program) -> bool:
     """Whether the children that the program knows still are what it takes them for, and nothing watches them."""
     children: dict[str, Any] = module._modules
-    return all(untouched(children[name]) for name in program.heads) and all(
-        joins_as_activation(children[name]) for name in program.activations
+    return all(children[name] is not None and untouched(children[name]) for name in program.heads) and all(
+        children[name] is not None and joins_as_activation(children[name]) for name in program.activations
     )

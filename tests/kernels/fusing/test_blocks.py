@@ -428,11 +428,28 @@ def test_a_residual_goes_through_nested_sequentials(monkeypatch):
 
 
 @pytest.mark.parametrize("cls", [ResidualInPlace, Functions])
-def test_compiles_whole(cls):
-    model = cls().double()
+def test_compiles_whole_and_merged(cls):
+    model = cls()
     fused = fused_copy(model)
-    compiled = torch.compile(fused, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(X), model(X))
+    graphs = {}
+    for name, each in (("stock", model), ("fused", fused)):
+        compiled = torch.compile(
+            each, backend=lambda graph, inputs, name=name: graphs.setdefault(name, graph), fullgraph=True
+        )
+        torch.testing.assert_close(compiled(X.float()), model(X.float()))
+    assert fused._fused_programs is not None  # torch.compile has assigned attributes of its own
+    activations = {name: [n for n in graph.graph.nodes if "relu" in n.name] for name, graph in graphs.items()}
+    assert len(activations["stock"]) == 2 and len(activations["fused"]) == (1 if cls is ResidualInPlace else 0)
+
+
+def test_a_replica_of_data_parallel_runs_merged(monkeypatch):
+    fused = kernels.fuse(Functions())
+    replica = fused._replicate_for_data_parallel()
+    for key, child in fused._modules.items():
+        replica._modules[key] = child
+    calls = count_merged(monkeypatch)
+    torch.testing.assert_close(replica(X.float()), fused(X.float()))
+    assert calls == 2 * [("relu", False), ("leaky_relu", False)]
 
 
 def test_another_dtype_of_the_residual_is_summed_by_torch():
