@@ -11,7 +11,9 @@ from kernels.memory import keep_freed_memory
 from kernels.nce import PatchNCELoss, hdce_weight, monce_log_weight, patch_nce_loss, semantic_relation_loss
 from kernels.norm import (
     AdaptiveInstanceNorm2d,
+    InstanceNorm1d,
     InstanceNorm2d,
+    InstanceNorm3d,
     MunitLayerNorm,
     adain,
     adaptive_instance_norm,
@@ -37,7 +39,9 @@ __all__ = [
     "BlurDownsample",
     "BlurUpsample",
     "FuseReport",
+    "InstanceNorm1d",
     "InstanceNorm2d",
+    "InstanceNorm3d",
     "MunitLayerNorm",
     "PatchNCELoss",
     "PatchSampler",
