@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +18,6 @@ from kernels.nce.op import patch_nce_loss
 Tensor = torch.Tensor
 
 
-class Options(Protocol):
-    """The options of CUT and its relatives. Read where present: `num_patches`, `batch_size` and
-    `nce_includes_all_negatives_from_minibatch`."""
-
-    nce_T: float
-
-
 class PatchNCELoss(NotScriptable, nn.Module):
     """`kernels.patch_nce_loss` in place of CUT's `PatchNCELoss(opt)`: rows in, one loss per row out.
 
@@ -35,8 +28,9 @@ class PatchNCELoss(NotScriptable, nn.Module):
     number of images fits. `num_patches` itself, given here, is exact: rows are images of that many.
 
     Args:
-        temperature: `nce_T` of CUT, a number; or the options, as the published module takes them: PatchNCELoss(opt).
-            They are read once, here.
+        temperature: `nce_T` of CUT, a number; or the options, as the published module takes them: PatchNCELoss(opt) of
+            any object with an attribute `nce_T`. Read once, here, are that and where present `num_patches`,
+            `batch_size` and `nce_includes_all_negatives_from_minibatch`.
         num_patches: P, rows of one image in (B * P, C); 256 without options.
         all_negatives: `nce_includes_all_negatives_from_minibatch`: one problem of all rows. As in the options, False
             without.
@@ -48,7 +42,7 @@ class PatchNCELoss(NotScriptable, nn.Module):
 
     def __init__(
         self,
-        temperature: float | Options = 0.07,
+        temperature: float | Any = 0.07,
         num_patches: int | None = None,
         all_negatives: bool | None = None,
         *,
@@ -74,7 +68,7 @@ class PatchNCELoss(NotScriptable, nn.Module):
             check_count("batch_size", self.batch_size)
         for name, flag in (("all_negatives", all_negatives), ("normalize", normalize), ("decoupled", decoupled)):
             check_flag(name, flag)
-        self.temperature = float(temperature)  # pyright: ignore[reportArgumentType] (a number: it was checked)
+        self.temperature = float(temperature)
         self.num_patches = int(num_patches)
         self.all_negatives = all_negatives
         self.normalize = normalize

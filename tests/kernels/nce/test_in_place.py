@@ -199,7 +199,7 @@ def test_bad_options_are_named(others, kind, text):
 
 def test_what_is_neither_number_nor_options():
     with pytest.raises(TypeError, match="temperature: got dict, want a number"):
-        kernels.PatchNCELoss({"nce_T": T})  # pyright: ignore[reportArgumentType]
+        kernels.PatchNCELoss({"nce_T": T})
 
 
 def test_lists_that_do_not_fit_are_named():
