@@ -64,7 +64,7 @@ class _FusedSampler(Derived):
         if call is None:
             return super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue] (of the other base)
         how, feats, num_patches, ids = call
-        if self._served(how, feats, ids):
+        if how is not None and self._served(how, feats, ids):
             rows, ids = _sample(cast(nn.Module, self), how, feats, num_patches, ids)
         else:
             rows, ids = super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
@@ -72,8 +72,9 @@ class _FusedSampler(Derived):
             mark_images(sampled, len(x))
         return rows, ids
 
-    def _as_it_was_tried(self, args: tuple, kwargs: dict) -> tuple[_How, Any, int, Any] | None:
-        """What was seen, and the three arguments, if this is a call of the kind that was tried."""
+    def _as_it_was_tried(self, args: tuple, kwargs: dict) -> tuple[_How | None, Any, int, Any] | None:
+        """The three arguments, if this is a call of the kind that was tried; before them what was seen, or None as long
+        as the MLPs are to be made."""
         if not self._fused_how or len(args) + len(kwargs) > 3:
             return None
         names, default = self._fused_call
@@ -94,10 +95,11 @@ class _FusedSampler(Derived):
         ):
             return None
         now = attributes(cast(nn.Module, self))
-        if not (as_now(self._fused_after, now) or as_now(self._fused_before, now)):
+        made = as_now(self._fused_after, now)
+        if not (made or as_now(self._fused_before, now)):
             return None
         how = self._seen_on(feats[0].device)
-        return (how, feats, num_patches, ids) if isinstance(how, _How) else None
+        return (how if made else None, feats, num_patches, ids) if isinstance(how, _How) else None
 
     def _seen_on(self, device: torch.device) -> _How | str:
         found = self._fused_how.get(device.type)
@@ -109,19 +111,23 @@ class _FusedSampler(Derived):
     def _served(self, how: _How, feats: Any, ids: Any) -> bool:
         """Whether `_sample` does what the own forward does, and no slower."""
         return (
-            as_now(self._fused_after, attributes(cast(nn.Module, self)))
-            and (how.mlp is None or all(f"{how.mlp}{i}" in self._modules for i in range(len(feats))))
+            (how.mlp is None or all(f"{how.mlp}{i}" in self._modules for i in range(len(feats))))
             and (ids is None or all(map(_are_positions, ids, feats)))
-            # the reference copies a map that is channels last: 3 times the time of the own forward in float64
-            and all(x.is_contiguous() or backends.choose("auto", x) != "reference" for x in feats)
+            and all(map(_gains, feats))
         )
+
+
+def _gains(x: Tensor) -> bool:
+    """On the CPU torch's own sampling of a map in channels last takes as long (6.2 ms forward and backward for the maps
+    of CUT at 256 x 256, 6.0 ours), and a third of the reference's time; that of a contiguous one takes 8 times ours."""
+    return x.is_contiguous() if x.device.type == "cpu" else backends.choose("auto", x) != "reference"
 
 
 def _are_positions(ids: object, x: Tensor) -> bool:
     """Whether ids are positions of x; on a GPU, where looking is waiting, only of ids that were drawn here."""
     if type(ids) is not Tensor or ids.dtype != torch.int64 or ids.dim() != 1 or not len(ids) or ids.device != x.device:
         return False
-    count = x[0, 0].numel()
+    count = x.shape[2] * x.shape[3]
     if vars(ids).get("_fused_positions") == (count, ids._version):
         return True
     if ids.device.type != "cpu":
@@ -131,25 +137,32 @@ def _are_positions(ids: object, x: Tensor) -> bool:
 
 
 def _sample(module: nn.Module, how: _How, feats: Any, num_patches: int, ids: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Map by map, as the own forward does it: an MLP with dropout draws between two draws of positions. (One call for
-    all five maps of CUT gains nothing on the CPU: 8.1 ms forward and backward either way.)"""
+    """What the own forward does map by map. So does this where both positions and MLPs (by dropout) may draw from
+    torch's generator; else it samples all maps in one call."""
+    together = ids is not None or how.draw == "numpy" or how.mlp is None
     found, positions = [], []
-    for i, x in enumerate(feats):
-        count = x.shape[2] * x.shape[3]
-        if ids is not None:
-            at = ids[i] if how.keeps_ids else ids[i].clone()
-        elif how.draw == "torch":
-            at = torch.randperm(count, device=x.device)[:num_patches]
-        else:
-            at = torch.tensor(np.random.permutation(count)[:num_patches], dtype=torch.long, device=x.device)
-        if not at.is_inference():  # which has no version
-            vars(at)["_fused_positions"] = (count, at._version)
-        rows = sample_patches([x], ids=[at])[0][0].flatten(0, 1)
-        if how.mlp is not None:
-            rows = module._modules[f"{how.mlp}{i}"](rows)  # pyright: ignore[reportOptionalCall]
-        found.append(module._modules[how.norm](rows))  # pyright: ignore[reportOptionalCall]
-        positions.append(at)
+    for some in [range(len(feats))] if together else [[i] for i in range(len(feats))]:
+        at = [_positions(how, feats[i], num_patches, None if ids is None else ids[i]) for i in some]
+        positions += at
+        for i, rows in zip(some, sample_patches([feats[i] for i in some], ids=at)[0]):
+            rows = rows.flatten(0, 1)
+            if how.mlp is not None:
+                rows = module._modules[f"{how.mlp}{i}"](rows)  # pyright: ignore[reportOptionalCall]
+            found.append(module._modules[how.norm](rows))  # pyright: ignore[reportOptionalCall]
     return found, positions
+
+
+def _positions(how: _How, x: Tensor, num_patches: int, ids: Tensor | None) -> Tensor:
+    count = x.shape[2] * x.shape[3]
+    if ids is not None:
+        at = ids if how.keeps_ids else ids.clone()
+    elif how.draw == "torch":
+        at = torch.randperm(count, device=x.device)[:num_patches]
+    else:
+        at = torch.tensor(np.random.permutation(count)[:num_patches], dtype=torch.long, device=x.device)
+    if not at.is_inference():  # which has no version
+        vars(at)["_fused_positions"] = (count, at._version)
+    return at
 
 
 # ---- what fuse asks --------------------------------------------------------------------------------------------------

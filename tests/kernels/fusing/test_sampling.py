@@ -156,15 +156,21 @@ def test_same_rows_ids_gradients_and_random_numbers(kind, width, batch, served):
 
 
 @KINDS
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_fused_dtypes(kind, dtype, tolerance, channels_last, served):
+def test_fused_dtypes(kind, dtype, tolerance, served):
     model = ready(kind, dtype=dtype)
     fused = fused_copy(model)
     served.clear()
-    given = maps(3, dtype, channels_last=channels_last)
-    check_same(outcome(fused, given, 9), outcome(model, given, 9), tolerance)
+    check_same(outcome(fused, maps(3, dtype), 9), outcome(model, maps(3, dtype), 9), tolerance)
     assert len(served) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_maps_in_channels_last_gain_nothing_on_the_cpu_and_are_left_to_it(dtype, served):
+    fused = fused_copy(ready(Sampler, dtype=dtype))
+    served.clear()
+    rows, _ = fused([*maps(dtype=dtype)[:2], maps(dtype=dtype, channels_last=True)[2]], 9)
+    assert not served and [vars(x)["_fused_images"] for x in rows] == [2, 2, 2]
 
 
 @KINDS
@@ -252,16 +258,10 @@ def test_calls_that_fail_fail_as_they_did():
         fused(maps(), 9, maps=maps())
 
 
-def test_float64_maps_in_channels_last_are_left_to_it(served):
-    """The reference would copy the map: three times the time."""
-    fused = fused_copy(ready(Sampler))
-    served.clear()
-    fused(maps(channels_last=True), 9)
-    assert not served
-
-
-def test_children_can_be_replaced_and_watched(served):
-    model = ready(Sampler)
+@KINDS
+def test_children_can_be_replaced_and_watched(kind, served):
+    """With dropout, whose draws stand between those of the positions."""
+    model = ready(kind)
     fused, seen = fused_copy(model), []
     served.clear()
     for m in (model, fused):
@@ -414,3 +414,9 @@ def test_its_rows_tell_the_loss_how_many_images_there_are(kind):
     model(maps(), 2)
     with pytest.raises(ValueError, match="36 rows, which may be 3 x 12 or 4 x 9"):
         loss(model(maps(3), 12)[0], model(maps(3), 12)[0])
+
+
+def test_compiled_it_is_its_own_forward():
+    model = ready(TorchSampler)
+    fused = torch.compile(fused_copy(model), backend="eager", fullgraph=True)
+    check_same(outcome(fused, maps(), 9, [torch.arange(4)] * 3), outcome(model, maps(), 9, [torch.arange(4)] * 3))
