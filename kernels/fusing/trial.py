@@ -15,7 +15,7 @@ from torch import nn
 
 _SIMPLE = (bool, int, float, str, type(None))
 # torch's own, and what says nothing about what a forward computes
-_NOT_PLAIN = {*vars(nn.Module()), "fuse_report", "_compiled_call_impl"}
+_NOT_PLAIN = {*vars(nn.Module()), "fuse_report", "_compiled_call_impl", "_is_replica", "_former_parameters"}
 
 
 def attributes(module: nn.Module) -> dict[str, object]:

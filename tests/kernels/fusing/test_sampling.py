@@ -420,3 +420,14 @@ def test_compiled_it_is_its_own_forward():
     model = ready(TorchSampler)
     fused = torch.compile(fused_copy(model), backend="eager", fullgraph=True)
     check_same(outcome(fused, maps(), 9, [torch.arange(4)] * 3), outcome(model, maps(), 9, [torch.arange(4)] * 3))
+
+
+@KINDS
+def test_replicas_of_data_parallel_stay_fused(kind, served):
+    model = ready(kind)
+    fused = fused_copy(model)
+    replica = fused._replicate_for_data_parallel()
+    replica._former_parameters = {}
+    served.clear()
+    rows, _ = replica(maps(), 9)
+    assert len(served) == 3 and vars(rows[0])["_fused_images"] == 2

@@ -221,3 +221,13 @@ def test_it_is_a_module_that_moves_and_copies():
     q, k = rows(4, 12)
     loss = kernels.PatchNCELoss(options()).to("cpu")
     assert not loss.state_dict() and torch.equal(copy.deepcopy(loss)(q, k), loss(q, k))
+
+
+def test_compiled_it_counts_too():
+    q, k = rows(4, 12)
+    loss = kernels.PatchNCELoss(options())
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    check(compiled(q, k), loss(q, k), q)
+    assert torch.equal(compiled([q], [k])[0], loss(q, k))
+    mark_images(q, 4)
+    assert torch.equal(compiled(q, k), loss(q, k))
