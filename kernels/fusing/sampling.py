@@ -13,7 +13,7 @@ from torch import nn
 
 from kernels import _guard, backends
 from kernels._checks import FLOATING
-from kernels.fusing.classes import Derived, derive
+from kernels.fusing.classes import Derived, derive, root_class, set_class, underive
 from kernels.fusing.trial import (
     as_now,
     attributes,
@@ -168,7 +168,7 @@ def _positions(how: _How, x: Tensor, num_patches: int, ids: Tensor | None) -> Te
 # ---- what fuse asks --------------------------------------------------------------------------------------------------
 
 
-def looks_like_sampler(module: nn.Module) -> bool:
+def looks_like(module: nn.Module) -> bool:
     """A child without parameters, which normalises; MLPs with names that count, or none yet; a forward of three
     arguments, of which the second is an int by default and the third None."""
     if isinstance(module, _FusedSampler):
@@ -178,17 +178,21 @@ def looks_like_sampler(module: nn.Module) -> bool:
     return _children(module) is not None and _call(module) is not None
 
 
-def is_fused_sampler(module: nn.Module) -> bool:
-    return isinstance(module, _FusedSampler) and any(isinstance(how, _How) for how in module._fused_how.values())
+def name_of(module: nn.Module) -> str:
+    hows = module._fused_how.values() if isinstance(module, _FusedSampler) else ()
+    draws = [how.draw for how in hows if isinstance(how, _How)]
+    return f"sample_patches, positions drawn by {draws[0]}" if draws else ""
 
 
-def sampler_name(module: Any) -> str:
-    """Of a fused sampler."""
-    draw = next(how.draw for how in module._fused_how.values() if isinstance(how, _How))
-    return f"sample_patches, positions drawn by {draw}"
+def give_back(module: nn.Module) -> None:
+    if not isinstance(module, _FusedSampler):
+        return
+    underive(module, _FusedSampler)
+    for key in ("_fused_how", "_fused_call", "_fused_before", "_fused_after"):
+        vars(module).pop(key, None)
 
 
-def fuse_sampler(module: nn.Module) -> str:
+def take(module: nn.Module) -> str:
     """Puts the operator behind the forward of `module`, which looks like a sampler; or says why not."""
     weight = next(module.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
@@ -198,34 +202,23 @@ def fuse_sampler(module: nn.Module) -> str:
         device = torch.device("cuda", torch.cuda.current_device())
         how, after = _try(module, device)
     call = _call(module)
+    again = isinstance(module, _FusedSampler)
     if not isinstance(how, _How) or call is None:
-        if isinstance(module, _FusedSampler):
+        if again:
             vars(module)["_fused_how"] = {}
         return str(how)
-    if not isinstance(module, _FusedSampler):
-        why = derive(module, _FusedSampler)
-        if why:
-            return why
+    why = "" if again else derive(module, _FusedSampler)
+    if why:
+        return why
     vars(module).update(
         _fused_how={device.type: how}, _fused_call=call, _fused_before=attributes(module), _fused_after=after
     )
     return ""
 
 
-def unfuse_sampler(module: nn.Module) -> None:
-    """Gives a module that `fuse_sampler` has changed its class and attributes back."""
-    module.__class__ = _own_class(module)
-    for name in [name for name in vars(module) if name.startswith("_fused_")]:
-        del vars(module)[name]
-
-
-def _own_class(module: nn.Module) -> type[nn.Module]:
-    return type(module)._derived_from[1] if isinstance(module, _FusedSampler) else type(module)  # pyright: ignore
-
-
 def _call(module: nn.Module) -> _Call | None:
     try:
-        _, *three = inspect.signature(_own_class(module).forward).parameters.values()
+        _, *three = inspect.signature(root_class(module).forward).parameters.values()
     except (TypeError, ValueError):  # not written in Python, or without arguments
         return None
     if len(three) != 3 or any(p.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for p in three):
@@ -277,7 +270,7 @@ def _try(module: nn.Module, device: torch.device) -> tuple[_How | str, dict[str,
 
 def _tried(module: nn.Module, device: torch.device) -> tuple[_How | str, dict[str, object]]:
     trial: Any = copy_without_hooks(module)
-    trial.__class__ = _own_class(module)
+    set_class(trial, root_class(module))
     generator = torch.Generator("cpu").manual_seed(0)
     weights = [next((p for p in mlp.parameters() if p.dim() == 2), None) for mlp in trial.children()]
     widths = [w.shape[1] for w in weights if w is not None] or [3, 5]

@@ -89,7 +89,7 @@ def ready(kind, width=7, dtype=torch.float64):
 def fused_copy(model):
     """As kernels.fuse does it, once it knows samplers."""
     model = copy.deepcopy(model)
-    assert sampling.looks_like_sampler(model) and sampling.fuse_sampler(model) == ""
+    assert sampling.looks_like(model) and sampling.take(model) == ""
     return model
 
 
@@ -141,7 +141,7 @@ KINDS = pytest.mark.parametrize("kind", [Sampler, TorchSampler])
 def test_same_rows_ids_gradients_and_random_numbers(kind, width, batch, served):
     model = ready(kind, width)
     fused = fused_copy(model)
-    assert sampling.sampler_name(fused) == f"sample_patches, positions drawn by {kind.draws}"
+    assert sampling.name_of(fused) == f"sample_patches, positions drawn by {kind.draws}"
     served.clear()
     want = outcome(model, maps(batch), 30)  # of 72, 42 and 20 positions
     check_same(outcome(fused, maps(batch), 30), want)
@@ -182,13 +182,13 @@ def test_trying_it_leaves_everything_as_it_was(kind):
     state = {name: t.clone() for name, t in model.state_dict().items()}
     attributes = {name: value for name, value in vars(model).items()}
     children = dict(model.named_modules())
-    assert sampling.fuse_sampler(model) == ""
+    assert sampling.take(model) == ""
     assert generators() == before and not seen and isinstance(model, kind)
     assert dict(model.named_modules()) == children
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    sampling.unfuse_sampler(model)
-    assert type(model) is kind and vars(model) == attributes and not sampling.is_fused_sampler(model)
+    sampling.give_back(model)
+    assert type(model) is kind and vars(model) == attributes and not sampling.name_of(model)
 
 
 @KINDS
@@ -253,7 +253,7 @@ def test_calls_that_fail_fail_as_they_did():
         with pytest.raises((TypeError, IndexError, AttributeError)) as ours:
             fused(*given)
         with pytest.raises(ours.type):
-            sampling._own_class(fused).forward(fused, *given)
+            Sampler.forward(fused, *given)
     with pytest.raises(TypeError):
         fused(maps(), 9, maps=maps())
 
@@ -328,28 +328,28 @@ class TrainedOnly(TorchSampler):
 @pytest.mark.parametrize("kind", [Twice, Sorted, WithPythons, Doubled, Tuples, Counting, TrainedOnly, Detached])
 def test_what_does_something_else_is_left(kind, width):
     model = kind(width)
-    assert sampling.looks_like_sampler(model)
+    assert sampling.looks_like(model)
     want = "attributes change" if kind is Counting else "something else|not a list of tensors"
-    why = sampling.fuse_sampler(model)
-    assert why and type(model) is kind and not sampling.is_fused_sampler(model)
+    why = sampling.take(model)
+    assert why and type(model) is kind and not sampling.name_of(model)
     assert any(text in why for text in want.split("|")), why
 
 
 def test_what_cannot_be_tried_is_left_with_the_reason():
-    assert "RuntimeError: not here" in sampling.fuse_sampler(Failing())
+    assert "RuntimeError: not here" in sampling.take(Failing())
     meta = ready(Sampler).to("meta")
-    assert "meta" in sampling.fuse_sampler(meta)
+    assert "meta" in sampling.take(meta)
     model = TorchSampler()
     model.forward = model.forward
-    assert "its forward was replaced on the object" in sampling.fuse_sampler(model)
+    assert "its forward was replaced on the object" in sampling.take(model)
 
 
 def test_a_module_that_is_fused_again():
     fused = fused_copy(ready(TorchSampler))
     fused.devices = [1]
-    assert sampling.fuse_sampler(fused) == "" and sampling.is_fused_sampler(fused)
+    assert sampling.take(fused) == "" and sampling.name_of(fused)
     fused.unit.forward = lambda x: x.detach()
-    assert sampling.fuse_sampler(fused) and not sampling.is_fused_sampler(fused)
+    assert sampling.take(fused) and not sampling.name_of(fused)
 
 
 def test_other_modules_do_not_look_like_samplers():
@@ -374,14 +374,14 @@ def test_other_modules_do_not_look_like_samplers():
     del gap.mlp_1
     others = [Two(), Four(), WithWeight(), two_children, trained, gap, nn.Sequential(nn.ReLU()), nn.ReLU()]
     others.append(torch.jit.script(nn.Sequential(nn.ReLU())))
-    assert not any(sampling.looks_like_sampler(m) for m in others)
+    assert not any(sampling.looks_like(m) for m in others)
 
 
 def test_copies_and_pickles_stay_fused(served):
     model = ready(Sampler)
     fused = fused_copy(model)
     for again in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        assert sampling.is_fused_sampler(again)
+        assert sampling.name_of(again)
         served.clear()
         check_same(outcome(again, maps(), 9), outcome(model, maps(), 9))
         assert len(served) == 3
