@@ -201,6 +201,34 @@ def test_wrapped_models():
     assert torch.equal(compiled(X), kernels.accelerate(foreign(), "bfloat16")(X))
 
 
+@pytest.fixture
+def process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("first", ["accelerate", "wrap"])
+def test_distributed_data_parallel(process_group, first):
+    wrap = nn.parallel.DistributedDataParallel
+    alone = kernels.accelerate(foreign())
+    model = wrap(kernels.accelerate(foreign())) if first == "accelerate" else kernels.accelerate(wrap(foreign()))
+    assert type(model) is wrap and train(model) == train(alone)
+    name = "" if first == "accelerate" else "module."
+    report = (model.module if first == "accelerate" else model).fuse_report
+    assert (f"{name}blocks.1", f"the residual merged into {name}blocks.1.body") in report.merged
+
+
+def test_before_and_after_to_and_for_an_average():
+    before, after = kernels.accelerate(foreign().double()), kernels.accelerate(foreign()).double()
+    assert torch.equal(before(X.double()), after(X.double()))
+    average = torch.optim.swa_utils.AveragedModel(after)  # a deep copy
+    train(after, 1)
+    average.update_parameters(after)
+    torch.testing.assert_close(average(X.double()), after(X.double()))
+
+
 def test_compiles_whole():
     model = kernels.accelerate(foreign(), "bfloat16")
     want = model(X)
