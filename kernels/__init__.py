@@ -6,12 +6,14 @@ import warnings
 
 from kernels import _commands as _commands  # first: it minds Ctrl-C while torch is imported
 from kernels.backends import BackendUnavailable, backend_report
-from kernels.fusing import FuseReport, fuse
+from kernels.fusing import FuseReport, accelerate, fuse, unfuse
 from kernels.memory import keep_freed_memory
 from kernels.nce import PatchNCELoss, hdce_weight, monce_log_weight, patch_nce_loss, semantic_relation_loss
 from kernels.norm import (
     AdaptiveInstanceNorm2d,
+    InstanceNorm1d,
     InstanceNorm2d,
+    InstanceNorm3d,
     MunitLayerNorm,
     adain,
     adaptive_instance_norm,
@@ -37,11 +39,14 @@ __all__ = [
     "BlurDownsample",
     "BlurUpsample",
     "FuseReport",
+    "InstanceNorm1d",
     "InstanceNorm2d",
+    "InstanceNorm3d",
     "MunitLayerNorm",
     "PatchNCELoss",
     "PatchSampler",
     "ReflectionPad2d",
+    "accelerate",
     "adain",
     "adaptive_instance_norm",
     "backend_report",
@@ -59,6 +64,7 @@ __all__ = [
     "semantic_relation_loss",
     "sinkhorn",
     "tap_patches",
+    "unfuse",
 ]
 
 

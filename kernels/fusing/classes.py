@@ -21,18 +21,34 @@ class Derived(NotScriptable):
     """First base of every derived class. Such a class has no name that pickle could find it by; its parts have."""
 
     _modules: dict[str, nn.Module]  # of the nn.Module that is the other base
+    outermost = False  # whether this behaviour stays before those that come later
 
     def __reduce_ex__(self, protocol: int):
         how = super().__reduce_ex__(max(protocol, 2))
-        parts = vars(type(self)).get("_derived_from")
-        if parts is None or how[0] is not _newobj:  # a class of its own way, or derived once more
+        behaviours, root = _parts(type(self))
+        if type(self) is root or how[0] is not _newobj:  # a class that somebody else derived, or of its own way
             return how
-        return (_new, (*parts, *how[1][1:]), *how[2:])
+        return (_new, (behaviours, root, *how[1][1:]), *how[2:])
 
 
-def _new(behaviour: type[Derived], base: type[nn.Module], *args: object) -> nn.Module:
-    cls = _derived(behaviour, base)
+def _parts(cls: type) -> tuple[tuple[type[Derived], ...], type[nn.Module]]:
+    """The behaviours that were put before a class, the last first, and that class."""
+    behaviours = []
+    while "_derived_from" in vars(cls):
+        behaviour, cls = vars(cls)["_derived_from"]
+        behaviours.append(behaviour)
+    return tuple(behaviours), cls
+
+
+def _new(behaviours: tuple[type[Derived], ...], root: type[nn.Module], *args: object) -> nn.Module:
+    cls = _built(behaviours, root)
     return cls.__new__(cls, *args)
+
+
+def _built(behaviours: tuple[type[Derived], ...], cls: type[nn.Module]) -> type[nn.Module]:
+    for behaviour in reversed(behaviours):
+        cls = _derived(behaviour, cls)
+    return cls
 
 
 @functools.cache
@@ -43,20 +59,38 @@ def _derived(behaviour: type[Derived], base: type[nn.Module]) -> type[nn.Module]
     )
 
 
+def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Past the `__setattr__` of a derived class, to which an assignment means that somebody has changed the module."""
+    object.__setattr__(module, "__class__", cls)
+
+
 def derive(module: nn.Module, behaviour: type[Derived]) -> str:
     """Puts `behaviour` before the class of `module`, or says why that cannot be done or might change something else."""
     if "forward" in vars(module):
         return "its forward was replaced on the object"
-    own = {name for cls in type(module).__mro__[:-1] for name in vars(cls)}
+    own = {name for cls in type(module).__mro__[:-1] if not issubclass(cls, Derived) for name in vars(cls)}
     if "__init_subclass__" in own:
         return "its class acts on being subclassed"
     if own & {"__reduce__", "__reduce_ex__"}:
         return "its class has its own way of being pickled"
+    behaviours, cls = _parts(type(module))
+    around = [b for b in behaviours if b.outermost]
     try:
-        module.__class__ = _derived(behaviour, type(module))
+        set_class(module, _built((*around, behaviour, *(b for b in behaviours if not b.outermost)), cls))
     except TypeError as error:  # a metaclass, or slots
         return f"its class cannot be derived from ({error})"
     return ""
+
+
+def underive(module: nn.Module, behaviour: type[Derived]) -> None:
+    """Takes `behaviour` away again, which `derive` has put there; others stay."""
+    behaviours, cls = _parts(type(module))
+    set_class(module, _built(tuple(b for b in behaviours if b is not behaviour), cls))
+
+
+def root_class(module: nn.Module) -> type[nn.Module]:
+    """The class that `module` had before anything was put before it."""
+    return _parts(type(module))[1]
 
 
 def untouched(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kernels.fusing.classes import Derived
-from kernels.norm.module import InstanceNorm2d
+from kernels.norm.module import INSTANCE_NORMS
 
 Tensor = torch.Tensor
 
@@ -44,7 +44,7 @@ class Head(Derived):
 
 
 def is_head(module: nn.Module) -> bool:
-    return type(module) is InstanceNorm2d or isinstance(module, Head)
+    return type(module) in INSTANCE_NORMS or isinstance(module, Head)
 
 
 def follow(y: Tensor, residual: Tensor | None, activation: str, negative_slope: float, padding: int) -> Tensor:

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from kernels import backends
-from kernels.fusing import norms, resampling, sequential
+from kernels.fusing import block, memory_format, norms, paddings, precision, resampling, sequential
+from kernels.fusing.heads import is_head
 from kernels.fusing.report import FuseReport, place
-from kernels.norm.module import InstanceNorm2d
-from kernels.resample import ReflectionPad2d
+
+# Each knows one kind of module: looks_like(module), cheap; take(module), which puts an operator behind its forward or
+# says why not; name_of(module), what it computes by now, empty if nothing; give_back(module).
+RECOGNISERS = (norms, paddings, resampling)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -46,20 +49,28 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: `model` is no nn.Module, or a ScriptModule, whose code cannot be changed.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model: got a ScriptModule, want the module it was made from: compiled code cannot be changed")
+    check_model(model)
     report = FuseReport(implementation=_implementation(model))
     for name, module in _modules(model):
         _replace(name, module, report)
-    for name, module in _modules(model):
+    modules = list(_modules(model))
+    for name, module in reversed(modules):  # parts before their owners, which may give them something to take along
         if isinstance(module, nn.Sequential):
             sequential.merge(name, module, report)
+        elif not is_head(module):
+            block.merge(name, module, report)
+    report.sort([name for name, _ in modules])
     merged = {name for name, _ in report.merged}
     report.replaced = [(name, what) for name, what in report.replaced if name not in merged]
     vars(model)["fuse_report"] = report
     return model
+
+
+def check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, want a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model: got a ScriptModule, want the module it was made from: compiled code cannot be changed")
 
 
 def _implementation(model: nn.Module) -> str:
@@ -77,36 +88,42 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if name.startswith(tuple(wholes)):
             continue
-        yield name, module  # which may make it a fused blur
-        if isinstance(module, torch.jit.ScriptModule) or resampling.is_fused_blur(module):
+        yield name, module  # which may take it
+        if isinstance(module, torch.jit.ScriptModule) or any(r.name_of(module) for r in RECOGNISERS):
             wholes.append(place(name, ""))
 
 
 def _replace(name: str, module: nn.Module, report: FuseReport) -> None:
-    """Replaces `module` if it is one that can be, and reports it, also where an earlier fuse has replaced it."""
-    what, why = "", ""
+    """Takes `module` if it is one that can be, and reports it, also where an earlier fuse has taken it."""
     if isinstance(module, torch.jit.ScriptModule):
-        why = "a ScriptModule: compiled code cannot be changed"
-    elif type(module) in (InstanceNorm2d, ReflectionPad2d):
-        what = type(module).__name__ if "_fused" in vars(module) else ""  # else its author put it there
-    elif type(module) is nn.InstanceNorm2d:
-        what, why = "InstanceNorm2d", norms.why_not_norm(module)
-        if not why:
-            norms.become_norm(module)
-            vars(module)["_fused"] = True
-    elif type(module) is nn.ReflectionPad2d:
-        what, why = "ReflectionPad2d", resampling.why_not_pad(module)
-        if not why:
-            resampling.become_pad(module)
-            vars(module)["_fused"] = True
-    elif isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        why = norms.why_left(module)
-    elif resampling.is_fused_blur(module):
-        what = resampling.blur_name(module)
-    elif resampling.looks_like_blur(module):
-        why = resampling.fuse_blur(module)
-        what = type(module).__name__ if why else resampling.blur_name(module)
-    if why:
-        report.left.append((name, f"{what}: {why}" if what else why))
-    elif what:
-        report.replaced.append((name, what))
+        report.left.append((name, "a ScriptModule: compiled code cannot be changed"))
+        return
+    for recogniser in RECOGNISERS:
+        why = ""
+        if not recogniser.name_of(module):
+            if not recogniser.looks_like(module):
+                continue
+            why = recogniser.take(module)
+        if why:
+            report.left.append((name, f"{type(module).__name__}: {why}"))
+        else:
+            report.replaced.append((name, recogniser.name_of(module)))
+        return
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Undoes `fuse` and `accelerate` on `model`, in place, and returns it: the classes that its modules had, and the
+    memory order that its weights had. Parameters, buffers, hooks and state-dict keys stay the ones they are.
+
+    Raises:
+        TypeError: `model` is no nn.Module, or a ScriptModule.
+    """
+    check_model(model)
+    for module in list(model.modules()):
+        for recogniser in RECOGNISERS:
+            if recogniser.name_of(module):
+                recogniser.give_back(module)
+        for part in (sequential, block, precision, memory_format):
+            part.give_back(module)
+        vars(module).pop("fuse_report", None)
+    return model

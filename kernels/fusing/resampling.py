@@ -1,8 +1,8 @@
-"""The part of `fuse` that knows padding and antialiased sampling: published modules to those of this library."""
+"""The part of `fuse` that knows antialiased sampling as CUT has it."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,33 +10,12 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from kernels._checks import FLOATING
 from kernels._guard import constant_to_compile
-from kernels.fusing.classes import Derived, derive, untouched
-from kernels.resample import BlurDownsample, BlurUpsample, ReflectionPad2d, blur_downsample, blur_upsample
+from kernels.fusing import paddings
+from kernels.fusing.classes import Derived, derive, underive, untouched
+from kernels.resample import BlurDownsample, BlurUpsample, blur_downsample, blur_upsample
 from kernels.resample.spec import binomial
 
 _PADS = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d)
-
-
-# ---- padding ---------------------------------------------------------------------------------------------------------
-
-
-def why_not_pad(pad: nn.ReflectionPad2d) -> str:
-    """Empty if `become_pad` can take it."""
-    if "forward" in vars(pad):
-        return "its forward was replaced on the object"
-    if hasattr(pad, "impl"):
-        return "it has an attribute `impl` of its own"
-    if any(type(side) is not int for side in pad.padding):
-        return f"a padding of {pad.padding}, want ints"
-    return "a negative padding, which crops" if min(pad.padding) < 0 else ""
-
-
-def become_pad(pad: nn.ReflectionPad2d) -> None:
-    pad.__class__ = ReflectionPad2d
-    cast(ReflectionPad2d, pad).impl = "auto"
-
-
-# ---- antialiased sampling --------------------------------------------------------------------------------------------
 
 
 class _FusedBlur(Derived):
@@ -106,7 +85,7 @@ def _holds(filt: torch.Tensor, up: bool, size: int) -> bool:
     return filt.shape[2:] == row.shape and torch.equal(filt, (4 * row if up else row).expand_as(filt))
 
 
-def looks_like_blur(module: nn.Module) -> bool:
+def looks_like(module: nn.Module) -> bool:
     """A depthwise filter in a buffer, and a pad before it: no parameters, nothing else inside."""
     if isinstance(module, (BlurDownsample, BlurUpsample)) or list(module.parameters()):
         return False
@@ -124,17 +103,20 @@ def looks_like_blur(module: nn.Module) -> bool:
     )
 
 
-def is_fused_blur(module: nn.Module) -> bool:
-    return isinstance(module, _FusedBlur) and module._fused_how is not None
-
-
-def blur_name(module: Any) -> str:
-    """Of a fused blur."""
+def name_of(module: nn.Module) -> str:
+    if not isinstance(module, _FusedBlur) or module._fused_how is None:
+        return ""
     up, size = module._fused_how
     return "BlurUpsample" if up else f"BlurDownsample, filter size {size}"
 
 
-def fuse_blur(module: Any) -> str:
+def give_back(module: nn.Module) -> None:
+    underive(module, _FusedBlur)
+    for key in ("impl", "_fused_how", "_fused_pad", "_fused_filter"):
+        vars(module).pop(key, None)
+
+
+def take(module: Any) -> str:
     """Puts the operator behind the forward of `module`, which looks like one; or says why not."""
     if module.filt.is_meta:
         return "its filter has no numbers yet; load them, then fuse"
@@ -152,8 +134,8 @@ def fuse_blur(module: Any) -> str:
         why = derive(module, _FusedBlur)
     if why:
         return why
-    if type(pad) is nn.ReflectionPad2d and not why_not_pad(pad):
-        become_pad(pad)  # for where the forward of before runs, or a second user of it
+    if paddings.looks_like(pad):
+        paddings.take(pad)  # for where the forward of before runs, or a second user of it
     module.impl = "auto"
     module.__dict__.update(_fused_how=found, _fused_pad=(type(pad), pad.padding), _fused_filter=(None, 0))
     return ""

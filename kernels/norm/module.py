@@ -1,12 +1,14 @@
-"""Modules over the norm operators. `InstanceNorm2d` is torch's own with more behind it: same keys, same statistics."""
+"""Modules over the norm operators. The instance norms are torch's own with more behind them: same keys and statistics."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm as _TorchInstanceNorm
 
 from kernels import backends
 from kernels._checks import FLOATING, check_count
@@ -59,17 +61,10 @@ class _Epilogue(NotScriptable):
         return text if self.impl == "auto" else f"{text}, impl={self.impl}"
 
 
-class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
-    """torch.nn.InstanceNorm2d, followed in the same pass by activation, residual and reflection padding.
+class _InstanceNorm(_Epilogue, _TorchInstanceNorm):
+    """What the instance norms of one to three spatial dimensions share; mixed into torch's module of each."""
 
-    State dict, defaults and running statistics are torch's own. With `track_running_stats=True`, training normalises
-    by the statistics of each plane and updates the buffers; eval mode normalises by the buffers. Input (N, C, H, W)
-    or (C, H, W).
-
-    Args:
-        num_features, eps, momentum, affine, track_running_stats, device, dtype: as in torch.nn.InstanceNorm2d.
-        activation, negative_slope, padding, impl: as in `kernels.instance_norm`.
-    """
+    _wanted: str  # the shape of a batch, for messages
 
     def __init__(
         self,
@@ -83,14 +78,13 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         *,
         activation: str = "none",
         negative_slope: float = 0.2,
-        padding: int = 0,
         impl: str = "auto",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.set_epilogue(activation, negative_slope, padding, impl)
+        self.set_epilogue(activation, negative_slope, 0, impl)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x, residual: (N, C, H, W) or (C, H, W); returns the same, larger by the padding."""
+        """x, residual: a batch or one sample; returns the same, larger by the padding."""
         return self.run(x, residual, self.activation, self.negative_slope, self.padding)
 
     def run(self, x: Tensor, residual: Tensor | None, activation: str, negative_slope: float, padding: int) -> Tensor:
@@ -98,12 +92,12 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         if not isinstance(x, Tensor):
             leaf = as_leaf(self, x, residual)
             if leaf is None:
-                raise TypeError(f"x: got {type(x).__name__}, want a tensor of shape (N, C, H, W)")
+                raise TypeError(f"x: got {type(x).__name__}, want a tensor of shape {self._wanted}")
             return leaf
         if x.dtype not in FLOATING:
             raise TypeError(_not_floating(x))
         self._check_input_dim(x)
-        if x.dim() == 3:
+        if x.dim() == self._get_no_batch_dim():
             residual = None if residual is None else residual[None]
             return self.run(x[None], residual, activation, negative_slope, padding)[0]
         self._check_channels(x)
@@ -142,10 +136,11 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
         if x.shape[0] == 0:
             return
         assert self.running_mean is not None and self.running_var is not None
-        n = x.shape[2] * x.shape[3]
+        n = math.prod(x.shape[2:])
         if stats is None:
-            d, mean = centred(wide(x), (2, 3))
-            mean, var = mean.mean((0, 2, 3)), d.square().mean((2, 3)).mean(0)
+            space = tuple(range(2, x.dim()))
+            d, mean = centred(wide(x), space)
+            mean, var = mean.mean((0, *space)), d.square().mean(space).mean(0)
         else:
             mean, var = (stats[0] + stats[1]).mean(0), stats[2].mean(0)
         for running, new in ((self.running_mean, mean), (self.running_var, var * (n / (n - 1)))):
@@ -153,6 +148,60 @@ class InstanceNorm2d(_Epilogue, nn.InstanceNorm2d):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + self._epilogue_repr()
+
+
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    """torch.nn.InstanceNorm1d, followed in the same pass by activation and residual; otherwise as `InstanceNorm2d`.
+
+    Input (N, C, L) or (C, L).
+    """
+
+    _wanted = "(N, C, L)"
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """torch.nn.InstanceNorm2d, followed in the same pass by activation, residual and reflection padding.
+
+    State dict, defaults and running statistics are torch's own. With `track_running_stats=True`, training normalises
+    by the statistics of each plane and updates the buffers; eval mode normalises by the buffers. Input (N, C, H, W)
+    or (C, H, W).
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as in torch.nn.InstanceNorm2d.
+        activation, negative_slope, padding, impl: as in `kernels.instance_norm`.
+    """
+
+    _wanted = "(N, C, H, W)"
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str = "none",
+        negative_slope: float = 0.2,
+        padding: int = 0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.set_epilogue(activation, negative_slope, padding, impl)
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """torch.nn.InstanceNorm3d, followed in the same pass by activation and residual; otherwise as `InstanceNorm2d`.
+
+    Input (N, C, D, H, W) or (C, D, H, W), contiguous or channels_last_3d, which the result keeps.
+    """
+
+    _wanted = "(N, C, D, H, W)"
+
+
+INSTANCE_NORMS = (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
 
 
 class AdaptiveInstanceNorm2d(_Epilogue, nn.Module):

@@ -1,0 +1,78 @@
+"""`accelerate`: everything that pays in somebody else's trainer, in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernels._checks import check_flag
+from kernels.fusing import memory_format
+from kernels.fusing import precision as precisions
+from kernels.fusing.model import check_model, fuse
+from kernels.memory import keep_freed_memory
+
+
+def accelerate(model: nn.Module, precision: str | torch.dtype | None = None, channels_last: bool = True) -> nn.Module:
+    """`kernels.fuse`, and what makes the most of it, in place: for trainers that know nothing of this library.
+
+    * `fuse(model)`.
+    * Weights of 2-D and 3-D convolutions lie in channels-last order, so that all maps between them do. Not on a CPU
+      where one of torch's own instance or group norms is left, which for some such maps computes wrong numbers there
+      (the report says so).
+    * With `precision="bfloat16"`, every call of `model` runs under torch.autocast; what it returns in 16 bits comes
+      back in float32, unless the caller is inside autocast himself. Parameters, gradients and optimiser stay float32,
+      and no gradient scaler is needed. Only calls of the model count: for a network whose parts are called one by one,
+      accelerate the parts.
+    * On a CPU, `kernels.keep_freed_memory`, for the whole process.
+
+    A second call changes only what it asks for anew: another precision, modules that came since. The last call decides.
+    `kernels.unfuse(model)` undoes it all but the last point.
+
+    Args:
+        model: any module, DataParallel and DistributedDataParallel included (what is inside is accelerated); best
+            before the optimiser is built, before torch.compile.
+        precision: None, which leaves the trainer's own, or "bfloat16".
+        channels_last: whether weights are put in that order.
+
+    Returns:
+        `model`, with a `FuseReport` as its attribute `fuse_report`.
+
+    Raises:
+        TypeError: `model` is no nn.Module, or a ScriptModule; `channels_last` is no bool.
+        ValueError: another precision; a class that cannot be derived from, for a precision.
+    """
+    check_model(model)
+    check_flag("channels_last", channels_last)
+    if not isinstance(precision, (str, torch.dtype, type(None))) or precision not in precisions.PRECISIONS:
+        text = f"precision: got {precision!r}, want None or 'bfloat16'"
+        if precision in ("float16", torch.float16):
+            text += ": float16 needs a gradient scaler in the trainer's step, beside torch.autocast"
+        raise ValueError(text)
+    model = fuse(model)
+    notes: list[str] = []
+    if channels_last:
+        why = memory_format.why_not_channels_last(model)
+        if why:
+            notes.append(f"weights stay contiguous: {why}")
+        else:
+            notes.append(f"channels last: {memory_format.to_channels_last(model)} weights of convolutions")
+    dtype = precisions.PRECISIONS[precision]
+    inner = _inner(model)
+    why = precisions.set_precision(inner, dtype)
+    if why:
+        raise ValueError(f"precision: got {precision!r} for a {type(inner).__name__}: {why}; use torch.autocast")
+    if dtype is not None:
+        notes.append(f"every call runs under torch.autocast in {str(dtype).removeprefix('torch.')}")
+    if any(p.device.type == "cpu" for p in model.parameters()) and keep_freed_memory():
+        notes.append("freed memory is kept for the next tensor of its size")
+    vars(model)["fuse_report"].notes = notes
+    return model
+
+
+def _inner(model: Any) -> nn.Module:
+    """What a wrapper calls: the module whose forward the precision is for."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)):
+        model = model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else model.module
+    return model

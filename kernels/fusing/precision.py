@@ -1,0 +1,52 @@
+"""A model whose every call runs under autocast, whatever its trainer knows of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from kernels.fusing.classes import Derived, derive, underive
+
+PRECISIONS = {None: None, "bfloat16": torch.bfloat16, torch.bfloat16: torch.bfloat16}
+
+
+class InAutocast(Derived):
+    """The forward under torch.autocast in bfloat16. What it returns in 16 bits is given in float32 to a caller who is
+    outside of autocast himself, whose losses know nothing of it."""
+
+    outermost = True
+
+    def forward(self, *args, **kwargs):
+        device = _device(self, (args, kwargs))
+        outside = not torch.is_autocast_enabled(device)
+        with torch.autocast(device, torch.bfloat16):
+            out = super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue] (of the other base)
+        return tree_map_only(torch.Tensor, _widened, out) if outside else out
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _device(module: Any, args: Any) -> str:
+    for x in (*tree_leaves(args), *module.parameters()):
+        if isinstance(x, torch.Tensor):
+            return x.device.type
+    return "cpu"
+
+
+def set_precision(model: nn.Module, precision: torch.dtype | None) -> str:
+    """Puts every call of `model` under autocast, or no longer; or says why not."""
+    if precision is None:
+        underive(model, InAutocast)
+    elif not isinstance(model, InAutocast):
+        return derive(model, InAutocast)
+    return ""
+
+
+def give_back(module: nn.Module) -> None:
+    if isinstance(module, InAutocast):
+        underive(module, InAutocast)
