@@ -80,7 +80,9 @@ class Comparison:
             "weights": {net: distance(flat(end[net]), flat(want)) for net, want in self.end.items()},
             "checkpoints": self.exchange(driven, end),
             "report": {
-                net: str(module.fuse_report) for net, module in driven.networks.items() if hasattr(module, "fuse_report")
+                net: str(module.fuse_report)
+                for net, module in driven.networks.items()
+                if hasattr(module, "fuse_report")
             },
         }
         return found | {"reason": why(found)}
@@ -167,7 +169,9 @@ def why(found: Json) -> str:
     return "; ".join(off + [f"checkpoints: {found['checkpoints']}"] * bool(found["checkpoints"]))
 
 
-def judge(row: Json, gradients: Vectors, oracle: Vectors, losses: Mapping[str, float], precision: str, own: Json) -> None:
+def judge(
+    row: Json, gradients: Vectors, oracle: Vectors, losses: Mapping[str, float], precision: str, own: Json
+) -> None:
     """Adds to a timed contestant's row how far its first gradients are from float64; marks the row where they, or its
     losses, are further away than the error rule allows. own: stock's errors in this precision, or its `error`.
 

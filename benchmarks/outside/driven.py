@@ -25,7 +25,8 @@ class Setting(NamedTuple):
 
 class Driven:
     """networks: by name, those that are trained. take: their trainer's own step on a batch; it returns losses by name.
-    batch: float32, on the device. others: modules that are not trained but have buffers, such as losses.
+    batch: float32, on the device. others: modules that are not trained but have buffers, such as losses. called: the
+    modules whose forward the trainer calls, if those are not the networks but their parts.
 
     Every step begins with seeds of its own, so that contestants make the same draws.
     """
@@ -37,8 +38,10 @@ class Driven:
         take: Callable[..., Losses],
         batch: Sequence[Tensor],
         others: Sequence[nn.Module] = (),
+        called: Sequence[nn.Module] = (),
     ):
         self.device, self.networks, self.take, self.batch, self.others = device, networks, take, list(batch), others
+        self.called = called or list(networks.values())
         self.count = 0
         self.autocast = self.float64 = False
 

@@ -19,7 +19,6 @@ MODULE = "benchmarks.outside.child"
 COMMANDS = 3  # to each contestant besides those that are timed: the first step, warm, peak
 
 
-
 def steps(name: str, precisions: Sequence[str], rounds: int) -> int:
     """How many steps `measure` makes of a Progress."""
     trainer = TRAINERS[name]

@@ -6,11 +6,14 @@ import importlib
 from pathlib import Path
 
 import yaml
+from torch import Tensor
 
 from benchmarks.outside import checkouts
 from benchmarks.outside.driven import Driven, Losses, Setting, pictures
 
-CONFIG = "configs/edges2handbags_folder.yaml"  # the one of its README; without the perceptual loss, whose weights differ
+CONFIG = (
+    "configs/edges2handbags_folder.yaml"  # the one of its README; without the perceptual loss, whose weights differ
+)
 NEEDED = ("trainer.py", "networks.py", "utils.py", CONFIG)
 
 
@@ -24,14 +27,11 @@ def build(setting: Setting) -> Driven:
     def take(a, b) -> Losses:
         trainer.dis_update(a, b, config)
         trainer.gen_update(a, b, config)
-        return {name: trainer.__dict__[f"loss_{name}"] for name in ("dis_total", "gen_total")} | parts(trainer)
+        found = {name.removeprefix("loss_"): value for name, value in vars(trainer).items() if name[:5] == "loss_"}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}  # else its weight is 0
 
     networks = {name: getattr(trainer, name) for name in ("gen_a", "gen_b", "dis_a", "dis_b")}
     batch = pictures(2, setting.batch, setting.size, setting.device)
-    return Driven(setting.device, networks, take, batch)
-
-
-def parts(trainer) -> Losses:
-    """Those that its log shows, but the weights that are 0."""
-    found = {k.removeprefix("loss_"): v for k, v in vars(trainer).items() if k.startswith("loss_")}
-    return {name: value for name, value in found.items() if hasattr(value, "detach")}
+    generators = (trainer.gen_a, trainer.gen_b)
+    called = [part for gen in generators for part in gen.children()] + [trainer.dis_a, trainer.dis_b]
+    return Driven(setting.device, networks, take, batch, called=called)

@@ -78,9 +78,7 @@ TRAINERS = {
         "stargan",
         stargan.NEEDED,
     ),
-    "dynunet": Trainer(
-        "MONAI's DynUNet", _PLAIN, packages.dynunet, 64, 2, package="monai", index="monai", voxels=True
-    ),
+    "dynunet": Trainer("MONAI's DynUNet", _PLAIN, packages.dynunet, 64, 2, package="monai", index="monai", voxels=True),
     "plain_conv_unet": Trainer(
         "nnU-Net's PlainConvUNet",
         _PLAIN,
