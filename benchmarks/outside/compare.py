@@ -23,7 +23,8 @@ FLOOR = {FLOAT32: 1e-3, BFLOAT16: 5e-2}
 NORMS = torch.nn.modules.instancenorm._InstanceNorm
 EXACT = 1e-10  # relative, in float64: losses and gradients of the first step
 # Losses and weights after all steps: a gradient that vanishes, as that of a bias before a norm does, is rounding, and
-# Adam, whose epsilon is 1e-8, makes up to 1e8 times as much of it. In CUT 1e-14 became 6e-11 of a loss, 4e-10 of weights.
+# Adam, whose epsilon is 1e-8, makes up to 1e8 times as much of it. In CUT 1e-14 became 1e-10 of a loss, 4e-10 of
+# weights.
 AFTER = 1e-8
 State = dict[str, dict[str, torch.Tensor]]
 Vectors = dict[str, torch.Tensor]

@@ -48,7 +48,7 @@ LINES = {
         each(lambda net: kernels.accelerate(net)),
     ),
     PRECISION: Line(
-        'kernels.accelerate(net, precision="bfloat16") for every network that is called, losses in float32, no other line',
+        'kernels.accelerate(net, precision="bfloat16") for every network that is called, and no other line',
         lambda driven: [kernels.accelerate(part, precision="bfloat16") for part in driven.called] and None,
     ),
 }
@@ -65,7 +65,7 @@ class Contest(NamedTuple):
 def contestants(trainer: Trainer, precision: str) -> dict[str, Contest]:
     """Of one table, by name; the first is the published form in float32."""
     extra = [LAST] if trainer.package else [KEPT]
-    ours = [FUSE, ACCELERATE] + [NCE] * trainer.nce
+    ours = [FUSE, ACCELERATE] + [NCE] * (trainer.nce and NCE in LINES)
     if precision == FLOAT32:
         return {name: Contest(name, FLOAT32) for name in [STOCK, *extra, *ours]}
     extra = [LAST] if trainer.package else []
@@ -76,4 +76,4 @@ def contestants(trainer: Trainer, precision: str) -> dict[str, Contest]:
 
 def compared(trainer: Trainer) -> list[str]:
     """Lines that are compared with stock in float64."""
-    return ([LAST] if trainer.package else []) + [FUSE, ACCELERATE] + [NCE] * trainer.nce
+    return ([LAST] if trainer.package else []) + [FUSE, ACCELERATE] + [NCE] * (trainer.nce and NCE in LINES)

@@ -11,9 +11,7 @@ from torch import Tensor
 from benchmarks.outside import checkouts
 from benchmarks.outside.driven import Driven, Losses, Setting, pictures
 
-CONFIG = (
-    "configs/edges2handbags_folder.yaml"  # the one of its README; without the perceptual loss, whose weights differ
-)
+CONFIG = "configs/edges2handbags_folder.yaml"  # of its README; without perceptual loss, for which it has no weights
 NEEDED = ("trainer.py", "networks.py", "utils.py", CONFIG)
 
 

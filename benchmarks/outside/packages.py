@@ -1,4 +1,4 @@
-"""Networks of packages from the index, with a plain training step: cross entropy and soft Dice, SGD as nnU-Net has it."""
+"""Networks of packages from the index, with a plain training step: cross entropy and soft Dice, nnU-Net's SGD."""
 
 from __future__ import annotations
 

@@ -88,15 +88,15 @@ def explained(result: Json) -> list[str]:
     rounds = result["rounds"]
     about = [f"* **{name}**: {line.about}" for name, line in lines.LINES.items() if name in seen]
     return [
-        f"Median (20th to 80th percentile) of {rounds} interleaved steps, each contestant in a process of its own. Times "
-        "faster than stock in the same precision, and than the published form in float32. Under bfloat16 all but "
-        f"`{lines.PRECISION}` run with torch.autocast around the forward parts of the step. Peak: of the whole process, "
-        "interpreter and libraries included (on a GPU: of torch's allocator). Gradients from float64: largest relative "
+        f"Median (20th to 80th percentile) of {rounds} interleaved steps, each contestant in a process of its own. "
+        "Times faster than stock in the same precision, and than the published form in float32. Under bfloat16 all but "
+        f"`{lines.PRECISION}` run with torch.autocast around the forward parts of the step. Peak: of the "
+        "whole process, interpreter and libraries included (on a GPU: of torch's allocator). Gradients from float64: largest relative "
         "distance, in the 2-norm, of a network's gradients in the first step; a contestant of ours may have twice the "
         "error that stock has in that precision.",
         "",
-        f"Before anything is timed, {compare.STEPS} steps in float64 are compared with stock's: losses and gradients of "
-        f"the first may differ by {compare.EXACT:.0e}, losses and weights after all by {compare.AFTER:.0e}, relative; "
+        f"Before anything is timed, {compare.STEPS} steps in float64 are compared with stock's: losses and gradients "
+        f"of the first may differ by {compare.EXACT:.0e}, losses and weights after all by {compare.AFTER:.0e}, relative; "
         "checkpoints are exchanged both ways.",
         "",
         *about,
@@ -115,8 +115,8 @@ def section(row: Json) -> list[str]:
     if wrong:
         found = ", ".join(f"{net} {value:.2g}" for net, value in wrong.items())
         out += [
-            f"Stock's own gradients are wrong here ({found}, relative): torch's instance norm on a CPU at batch 1, where "
-            "the incoming gradient is channels last. It is compared with stock that gets contiguous ones.",
+            f"Stock's own gradients are wrong here ({found}, relative): torch's instance norm on a CPU at batch 1, "
+            "where the incoming gradient is channels last. It is compared with stock that gets contiguous ones.",
             "",
         ]
     for precision, rows in row["tables"].items():
