@@ -78,7 +78,7 @@ class Comparison:
             "losses": loss_distance(losses[0], self.losses[0]),
             "later_losses": max(map(loss_distance, losses, self.losses)),
             "gradients": self._distances(gradients),
-            "weights": {net: distance(flat(end[net]), flat(want)) for net, want in self.end.items()},
+            "weights": {net: state_distance(end[net], want) for net, want in self.end.items()},
             "checkpoints": self.exchange(driven, end),
             "report": {
                 net: str(module.fuse_report)
@@ -149,8 +149,12 @@ def different(got: State, want: State) -> str:
     return ""
 
 
-def flat(state: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([value.flatten().double() for value in state.values()] or [torch.zeros(0)])
+def state_distance(got: Mapping[str, torch.Tensor], want: Mapping[str, torch.Tensor]) -> float:
+    """Of all that `want` holds, as one vector. Infinite where something is missing."""
+    if not set(want) <= set(got):
+        return math.inf
+    vectors = [torch.cat([state[key].flatten().double() for key in want]) for state in (got, want)] if want else []
+    return distance(*vectors) if vectors else 0.0
 
 
 def loss_distance(got: Mapping[str, float], want: Mapping[str, float]) -> float:

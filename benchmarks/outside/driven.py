@@ -42,6 +42,7 @@ class Driven:
     ):
         self.device, self.networks, self.take, self.batch, self.others = device, networks, take, list(batch), others
         self.called = called or list(networks.values())
+        self.trainer: Any = None  # of theirs, where a line changes more than networks
         self.count = 0
         self.autocast = self.float64 = False
 
@@ -119,12 +120,12 @@ def forward_under_autocast(device: torch.device) -> Iterator[None]:
     """
     backward = torch.Tensor.backward
 
-    def outside(tensor: Tensor, *args: Any, **options: Any) -> None:
+    def outside(self: Tensor, *args: Any, **options: Any) -> None:
         torch.clear_autocast_cache()
         with torch.autocast(device.type, enabled=False):
-            backward(tensor, *args, **options)
+            backward(self, *args, **options)
 
-    torch.Tensor.backward = outside
+    torch.Tensor.backward = outside  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with torch.autocast(device.type, torch.bfloat16):
             yield

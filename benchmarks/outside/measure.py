@@ -88,11 +88,11 @@ def _compare(
 class Table(Turns):
     """The contestants of one precision; judged by float64 and the error rule instead of by the baseline."""
 
-    judge: Callable[[Json, Path], None]
+    check: Callable[[Json, Path], None]
 
     def compare(self) -> None:
         for name in list(self.running):
-            self.judge(self.rows[name], self.gradients[name])
+            self.check(self.rows[name], self.gradients[name])
             if self.rows[name]["status"] != "ok":
                 self.running.pop(name).close()
 
@@ -119,8 +119,9 @@ def _table(
         compare.judge(found, torch.load(gradients), exact, row["losses"], held, own)
 
     baseline = next(iter(contests))
-    with Table(chosen, baseline, device, progress, folder, f"{name}, {precision}, ") as table:
-        table.judge = judge
+    table = Table(chosen, baseline, device, progress, folder, f"{name}, {precision}, ")
+    with table:
+        table.check = judge
         row["tables"][precision] = table.rows
         try:
             for contestant, contest in contests.items():

@@ -91,13 +91,13 @@ def explained(result: Json) -> list[str]:
         f"Median (20th to 80th percentile) of {rounds} interleaved steps, each contestant in a process of its own. "
         "Times faster than stock in the same precision, and than the published form in float32. Under bfloat16 all but "
         f"`{lines.PRECISION}` run with torch.autocast around the forward parts of the step. Peak: of the "
-        "whole process, interpreter and libraries included (on a GPU: of torch's allocator). Gradients from float64: largest relative "
-        "distance, in the 2-norm, of a network's gradients in the first step; a contestant of ours may have twice the "
-        "error that stock has in that precision.",
+        "whole process, interpreter and libraries included (on a GPU: of torch's allocator). "
+        "Gradients from float64: largest relative distance, in the 2-norm, of a network's gradients in the first step; "
+        "a contestant of ours may have twice the error that stock has in that precision.",
         "",
         f"Before anything is timed, {compare.STEPS} steps in float64 are compared with stock's: losses and gradients "
-        f"of the first may differ by {compare.EXACT:.0e}, losses and weights after all by {compare.AFTER:.0e}, relative; "
-        "checkpoints are exchanged both ways.",
+        f"of the first may differ by {compare.EXACT:.0e}, losses and weights after all by {compare.AFTER:.0e}, "
+        "relative; checkpoints are exchanged both ways.",
         "",
         *about,
         "",
