@@ -36,6 +36,13 @@ def channels_last(net: torch.nn.Module) -> None:
     any_type.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
 
 
+def nce_in_place(driven: Driven) -> None:
+    """accelerate, and what CUT's model makes where its import of PatchNCELoss names ours."""
+    each(kernels.accelerate)(driven)
+    trainer = driven.trainer
+    trainer.criterionNCE = [kernels.PatchNCELoss(trainer.opt).to(driven.device) for _ in trainer.criterionNCE]
+
+
 LINES = {
     STOCK: Line("as published", lambda driven: None),
     KEPT: Line(
@@ -46,8 +53,9 @@ LINES = {
     FUSE: Line("kernels.fuse(net) for every network", each(kernels.fuse)),
     ACCELERATE: Line(
         "kernels.accelerate(net) for every network: fuse, channels last, freed memory kept",
-        each(lambda net: kernels.accelerate(net)),
+        each(kernels.accelerate),
     ),
+    NCE: Line("the same, and `from kernels import PatchNCELoss` in models/cut_model.py", nce_in_place),
     PRECISION: Line(
         'kernels.accelerate(net, precision="bfloat16") for every network that is called, and no other line',
         lambda driven: [kernels.accelerate(part, precision="bfloat16") for part in driven.called],
@@ -66,7 +74,7 @@ class Contest(NamedTuple):
 def contestants(trainer: Trainer, precision: str) -> dict[str, Contest]:
     """Of one table, by name; the first is the published form in float32."""
     extra = [LAST] if trainer.package else [KEPT]
-    ours = [FUSE, ACCELERATE] + [NCE] * (trainer.nce and NCE in LINES)
+    ours = [FUSE, ACCELERATE] + [NCE] * trainer.nce
     if precision == FLOAT32:
         return {name: Contest(name, FLOAT32) for name in [STOCK, *extra, *ours]}
     extra = [LAST] if trainer.package else []
@@ -77,4 +85,4 @@ def contestants(trainer: Trainer, precision: str) -> dict[str, Contest]:
 
 def compared(trainer: Trainer) -> list[str]:
     """Lines that are compared with stock in float64."""
-    return ([LAST] if trainer.package else []) + [FUSE, ACCELERATE] + [NCE] * (trainer.nce and NCE in LINES)
+    return ([LAST] if trainer.package else []) + [FUSE, ACCELERATE] + [NCE] * trainer.nce

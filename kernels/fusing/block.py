@@ -11,12 +11,10 @@ from torch.nn.modules.module import _has_any_global_hook
 from kernels.fusing.classes import derive, underive
 from kernels.fusing.finish import Tail, TakesTail
 from kernels.fusing.heads import is_head
+from kernels.fusing.recognised import is_harmless
 from kernels.fusing.report import FuseReport, place
 from kernels.fusing.rewriting import Program, parts_are_as_they_were
 from kernels.fusing.tracing import arguments_of, programs_of
-
-# what can be assigned without a change of what the forward computes: ours and torch's own
-_HARMLESS = ("training", "fuse_report", "_is_full_backward_hook", "_compiled_call_impl")
 
 
 class _Programs:
@@ -75,7 +73,7 @@ class FusedBlock(TakesTail):
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
-        if name not in _HARMLESS:
+        if not is_harmless(self, name):
             self.__dict__["_fused_programs"] = None
 
     def __delattr__(self, name: str) -> None:
@@ -112,8 +110,9 @@ def merge(name: str, module: nn.Module, report: FuseReport) -> None:
 
 def _may_help(module: nn.Module) -> bool:
     """Whether what a block does behind this child may be part of a norm's call."""
-    parts = list(module)[-2:] if isinstance(module, nn.Sequential) else [module]
-    return any(is_head(part) or isinstance(part, TakesTail) for part in parts)
+    if isinstance(module, nn.Sequential):
+        return any(map(_may_help, list(module)[-2:]))
+    return is_head(module) or isinstance(module, TakesTail)
 
 
 def give_back(module: nn.Module) -> None:

@@ -8,24 +8,44 @@ import torch
 from torch import nn
 
 from kernels import backends
-from kernels.fusing import block, memory_format, norms, paddings, precision, resampling, sequential
+from kernels.fusing import (
+    adaptive,
+    block,
+    group_norm,
+    layer_norm,
+    memory_format,
+    norms,
+    paddings,
+    precision,
+    projected,
+    resampling,
+    sequential,
+)
 from kernels.fusing.heads import is_head
 from kernels.fusing.report import FuseReport, place
 
 # Each knows one kind of module: looks_like(module), cheap; take(module), which puts an operator behind its forward or
-# says why not; name_of(module), what it computes by now, empty if nothing; give_back(module).
-RECOGNISERS = (norms, paddings, resampling)
+# says why not; name_of(module), what it computes by now, empty if nothing; give_back(module), of any module.
+RECOGNISERS = (norms, paddings, resampling, adaptive, projected, layer_norm, group_norm)
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """Puts this library's operators into `model`, in place, and returns it.
 
-    * Every torch.nn.InstanceNorm2d becomes `kernels.InstanceNorm2d`, every torch.nn.ReflectionPad2d
+    * Every torch.nn.InstanceNorm1d, 2d and 3d becomes that of `kernels`, every torch.nn.ReflectionPad2d
       `kernels.ReflectionPad2d`.
     * A Sequential computes a norm, a ReLU or LeakyReLU directly behind it and a reflection padding of equal sides
       behind that in one call. It does so when it is run as a whole, and only while no hook watches one of them; each of
       them stays where it is and computes what it did for whoever indexes, slices or loops over the Sequential, shares a
       module or looks for one. Subclasses that keep the forward of torch.nn.Sequential are included.
+    * A block that calls its norms by name gives them the ReLU or LeakyReLU behind them (module, function or method) and
+      the sum behind that, `x + block(x)` included. torch.fx traces its forward, with its children as leaves; a forward
+      that depends on more than a trace holds is left. Other arguments than tensors, hooks on the norm or the
+      activation, or an attribute assigned later run its own forward.
+    * AdaIN of MUNIT, FUNIT, StarGAN v2 and imaginaire, MUNIT's layer norm, and torch.nn.GroupNorm with one group for
+      each channel are computed by the norms of this library; CUT's sampler of patch features by
+      `kernels.sample_patches`, with the draw it had. All but GroupNorm are known by their structure and by what they
+      compute, with its gradient, on small maps.
     * Antialiased sampling as CUT has it is computed by `kernels.blur_downsample` and `kernels.blur_upsample`. It is
       known by its structure (a buffer `filt` with a published filter, a padding module, no parameters) and by what it
       computes, with its gradient, on two small maps, not by its name. Should its filter, its padding or an attribute
@@ -120,10 +140,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     check_model(model)
     for module in list(model.modules()):
-        for recogniser in RECOGNISERS:
-            if recogniser.name_of(module):
-                recogniser.give_back(module)
-        for part in (sequential, block, precision, memory_format):
+        for part in (*RECOGNISERS, sequential, block, precision, memory_format):
             part.give_back(module)
         vars(module).pop("fuse_report", None)
     return model

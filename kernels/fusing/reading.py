@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,9 +70,12 @@ def _why_not(module: nn.Module, function: types.FunctionType) -> str:
         instructions = [i for i in dis.get_instructions(code) if i.opname not in ("PUSH_NULL", "PRECALL", "CACHE")]
         if any(instruction.opname in _BLOCKS for instruction in instructions):
             return "a `with` or `try`"
-        for asks, about in zip(instructions, instructions[1:]):
-            if asks.opname.startswith("LOAD_") and asks.argval in _LOOKS and not _is_self(code, about):
-                return f"it asks what `{asks.argval}` says"
+        for first, second in zip(instructions, instructions[1:]):
+            if first.opname.startswith("LOAD_") and first.argval in _LOOKS and not _is_self(code, second):
+                return f"it asks what `{first.argval}` says"
+            if second.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(first.argval, str):
+                if first.argval in module._modules and second.argval not in ("weight", "bias"):
+                    return f"it reads `self.{first.argval}.{second.argval}`, which may change unseen"
         for name in code.co_names:
             why = _why_not_name(module, name, function.__globals__)
             if why:
@@ -94,13 +98,22 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _why_not_name(module: nn.Module, name: str, variables: dict[str, object]) -> str:
+    if name in ("print", "checkpoint", "checkpoint_sequential"):
+        return f"it calls `{name}`, which a trace leaves out"
     if name in variables and not _is_fixed(variables[name]):
         return f"it reads the global variable `{name}`"
+    if isinstance(variables.get(name), types.ModuleType) and not _is_known(variables[name]):
+        return f"it uses the module `{name}`"
     if name in vars(module) and not _is_plain(vars(module)[name]):
         return f"it reads `self.{name}`, of type {type(vars(module)[name]).__name__}, which may change unseen"
     if isinstance(getattr(module, name, None), (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
         return f"it goes through `self.{name}`, whose parts may change unseen"
     return ""
+
+
+def _is_known(module: Any) -> bool:
+    """Whether what its functions do with tensors a trace shows, and all else they return is fixed."""
+    return module.__name__.partition(".")[0] in ("torch", "math")
 
 
 def _is_fixed(value: object) -> bool:

@@ -12,6 +12,7 @@ from kernels._checks import FLOATING
 from kernels._guard import constant_to_compile
 from kernels.fusing import paddings
 from kernels.fusing.classes import Derived, derive, underive, untouched
+from kernels.fusing.recognised import is_harmless
 from kernels.resample import BlurDownsample, BlurUpsample, blur_downsample, blur_upsample
 from kernels.resample.spec import binomial
 
@@ -70,12 +71,8 @@ class _FusedBlur(Derived):
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
-        if name not in _HARMLESS:
+        if not is_harmless(self, name):
             self.__dict__["_fused_how"] = None
-
-
-# what can be assigned without a change of what the forward computes: ours and torch's own
-_HARMLESS = ("training", "impl", "fuse_report", "_is_full_backward_hook", "_compiled_call_impl")
 
 
 @constant_to_compile
@@ -111,6 +108,8 @@ def name_of(module: nn.Module) -> str:
 
 
 def give_back(module: nn.Module) -> None:
+    if not isinstance(module, _FusedBlur):
+        return
     underive(module, _FusedBlur)
     for key in ("impl", "_fused_how", "_fused_pad", "_fused_filter"):
         vars(module).pop(key, None)

@@ -24,7 +24,10 @@ Node = Any  # fx.Node, whose targets are strings or functions by its op, which t
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_")
 _LEAKY = (F.leaky_relu, F.leaky_relu_)
 _SUMS = {operator.add: "add", torch.add: "add", "add": "add", operator.iadd: "iadd", "add_": "iadd"}
-_IN_PLACE = {getattr(operator, name) for name in dir(operator) if name[0] == "i" and f"__{name}__" in dir(operator)}
+IN_PLACE = (
+    operator.iadd, operator.isub, operator.imul, operator.imatmul, operator.itruediv, operator.ifloordiv, operator.imod,
+    operator.ipow, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift,
+)  # fmt: skip
 
 
 class Merge(NamedTuple):
@@ -149,7 +152,7 @@ def _still(chain: _Chain, user: Node, children: dict[str, nn.Module]) -> bool:
     while node is not user:
         if node not in chain.nodes and node.op in ("call_function", "call_method", "call_module"):
             name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            if node.kwargs.get("inplace") or node.target in _IN_PLACE or name.endswith("_"):
+            if node.kwargs.get("inplace") or node.target in IN_PLACE or name.endswith("_"):
                 return False
             if node.op == "call_module":
                 child = children[node.target]
@@ -213,6 +216,6 @@ def _compiled(graph: fx.Graph) -> Callable[..., Any]:
 def parts_are_as_they_were(module: nn.Module, program: Program) -> bool:
     """Whether the children that the program knows still are what it takes them for, and nothing watches them."""
     children: dict[str, Any] = module._modules
-    return all(untouched(children[name]) for name in program.heads) and all(
-        joins_as_activation(children[name]) for name in program.activations
+    return all(children[name] is not None and untouched(children[name]) for name in program.heads) and all(
+        children[name] is not None and joins_as_activation(children[name]) for name in program.activations
     )

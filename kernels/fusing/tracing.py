@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import random
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,11 +17,29 @@ from torch import fx, nn
 
 from kernels.fusing.classes import root_class, set_class
 from kernels.fusing.reading import why_not_traced
-from kernels.fusing.rewriting import Program, rewritten
+from kernels.fusing.rewriting import IN_PLACE, Program, rewritten
+
+
+def _writes(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def write(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    return write
+
+
+class _Proxy(fx.Proxy):
+    """A proxy to which `x += y` writes, as it does to a tensor: torch.fx records `x = x + y`."""
+
+
+for _operator in IN_PLACE:
+    setattr(_Proxy, f"__{_operator.__name__}__", _writes(_operator))
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True

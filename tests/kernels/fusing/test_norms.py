@@ -203,3 +203,30 @@ def test_scripted_child_is_left():
     torch.testing.assert_close(model(x), want)
     assert report.left == [("2", "a ScriptModule: compiled code cannot be changed")]
     assert len(report.replaced) == len(report.merged) == 1
+
+
+@pytest.mark.parametrize(("dims", "sides"), [(1, (9,)), (3, (5, 6, 7))])
+@pytest.mark.parametrize("affine", [False, True])
+def test_one_and_three_dimensions(dims, sides, affine):
+    torch.manual_seed(0)
+    convolution = getattr(nn, f"Conv{dims}d")
+    norm = getattr(nn, f"InstanceNorm{dims}d")
+    model = nn.Sequential(
+        convolution(3, 4, 3, padding=1), norm(4, affine=affine), nn.LeakyReLU(0.01, inplace=True),
+        convolution(4, 4, 3), norm(4, affine=affine, track_running_stats=True), nn.ReLU(),
+    ).double()  # fmt: skip
+    fused = fused_copy(model)
+    name = f"InstanceNorm{dims}d"
+    assert fused.fuse_report.replaced == [("1", name), ("4", name)] and not fused.fuse_report.left
+    assert fused.fuse_report.merged == [("2", "LeakyReLU merged into 1"), ("5", "ReLU merged into 4")]
+    check_same(fused, model, torch.randn(2, 3, *sides, dtype=torch.float64))
+    check_same(fused, model, torch.randn(3, *sides, dtype=torch.float64))  # without a batch
+
+
+def test_a_padding_of_planes_is_not_merged_into_a_norm_of_lines():
+    """ReflectionPad2d pads (N, C, L) along channels as well."""
+    model = nn.Sequential(nn.InstanceNorm1d(4), nn.ReLU(), nn.ReflectionPad2d(1))
+    fused = fused_copy(model)
+    assert fused.fuse_report.merged == [("1", "ReLU merged into 0")]
+    x = torch.randn(2, 4, 9)
+    torch.testing.assert_close(fused(x), model(x))

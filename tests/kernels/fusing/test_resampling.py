@@ -124,14 +124,17 @@ def test_other_inputs_go_where_they_went(monkeypatch):
 
 
 def test_compiled(monkeypatch):
+    seen = count_blurs(monkeypatch)
     for change in (None, "filter in place", "padding"):
         model = Smaller(4)
         fused = fused_copy(model)
         if change:
             CHANGES[change](model), CHANGES[change](fused)
         torch._dynamo.reset()
+        seen.clear()
         compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(X.float()), model(X.float()))
+        assert len(seen) == (not change)
 
 
 @pytest.mark.parametrize(
