@@ -18,7 +18,7 @@ def network() -> DynUNet:
     return DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], [8, 16, 32])
 
 
-def train(net: DynUNet, steps: int = 3) -> list[float]:
+def train(net: torch.nn.Module, steps: int = 3) -> list[float]:
     """Losses of a few steps on a made volume: a bright ball in noise is to be found."""
     torch.manual_seed(1)
     axis = torch.linspace(-1, 1, 32)

@@ -56,5 +56,5 @@ def parse(setting: Setting, options: str):
         found = importlib.import_module("options.train_options").TrainOptions().parse()
     finally:
         sys.argv = before
-    found.device = setting.device  # where CycleGAN's code of 2025 looks for it
+    found.device = setting.device  # where later checkouts of CycleGAN look for it
     return found
