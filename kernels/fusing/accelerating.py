@@ -14,13 +14,16 @@ from kernels.fusing.model import check_model, fuse
 from kernels.memory import keep_freed_memory
 
 
-def accelerate(model: nn.Module, precision: str | torch.dtype | None = None, channels_last: bool = True) -> nn.Module:
+def accelerate(
+    model: nn.Module, precision: str | torch.dtype | None = None, channels_last: bool | None = None
+) -> nn.Module:
     """`kernels.fuse`, and what makes the most of it, in place: for trainers that know nothing of this library.
 
     * `fuse(model)`.
-    * Weights of 2-D and 3-D convolutions lie in channels-last order, so that all maps between them do. Not on a CPU
-      where one of torch's own instance or group norms is left, which for some such maps computes wrong numbers there
-      (the report says so).
+    * Weights of 2-D and 3-D convolutions lie in channels-last order, so that all maps between them do: on GPUs, and on
+      processors with AVX-512. On others torch's convolutions are slower in that order, and where one of torch's own
+      instance or group norms is left, it computes wrong numbers for some such maps on any processor; there weights stay
+      contiguous, and the report says why.
     * With `precision="bfloat16"`, every call of `model` runs under torch.autocast; what it returns in 16 bits comes
       back in float32, unless the caller is inside autocast himself. Parameters, gradients and optimiser stay float32,
       and no gradient scaler is needed. Only calls of the model count: for a network whose parts are called one by one,
@@ -34,17 +37,19 @@ def accelerate(model: nn.Module, precision: str | torch.dtype | None = None, cha
         model: any module, DataParallel and DistributedDataParallel included (what is inside is accelerated); best
             before the optimiser is built, before torch.compile.
         precision: None, which leaves the trainer's own, or "bfloat16".
-        channels_last: whether weights are put in that order.
+        channels_last: True or False decides it for every device.
 
     Returns:
         `model`, with a `FuseReport` as its attribute `fuse_report`.
 
     Raises:
-        TypeError: `model` is no nn.Module, or a ScriptModule; `channels_last` is no bool.
-        ValueError: another precision; a class that cannot be derived from, for a precision.
+        TypeError: `model` is no nn.Module, or a ScriptModule; `channels_last` is neither None nor a bool.
+        ValueError: another precision; a class that cannot be derived from, for a precision; `channels_last=True` where
+            it would give wrong numbers.
     """
     check_model(model)
-    check_flag("channels_last", channels_last)
+    if channels_last is not None:
+        check_flag("channels_last", channels_last)
     if not isinstance(precision, (str, torch.dtype, type(None))) or precision not in precisions.PRECISIONS:
         text = f"precision: got {precision!r}, want None or 'bfloat16'"
         if precision in ("float16", torch.float16):
@@ -52,8 +57,11 @@ def accelerate(model: nn.Module, precision: str | torch.dtype | None = None, cha
         raise ValueError(text)
     model = fuse(model)
     notes: list[str] = []
-    if channels_last:
-        why = memory_format.why_not_channels_last(model)
+    if channels_last is not False:
+        why = memory_format.why_wrong(model)
+        if why and channels_last:
+            raise ValueError(f"channels_last: got True, want None or False: {why}")
+        why = why or ("" if channels_last else memory_format.why_slower(model))
         if why:
             notes.append(f"weights stay contiguous: {why}")
         else:
@@ -65,8 +73,8 @@ def accelerate(model: nn.Module, precision: str | torch.dtype | None = None, cha
         raise ValueError(f"precision: got {precision!r} for a {type(inner).__name__}: {why}; use torch.autocast")
     if dtype is not None:
         notes.append(f"every call runs under torch.autocast in {str(dtype).removeprefix('torch.')}")
-    on_cpu = any(p.device.type == "cpu" for p in model.parameters())
-    if on_cpu and dtype is not None and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+    on_cpu = memory_format.on_cpu(model)
+    if on_cpu and dtype is not None and not memory_format.has_avx512():
         # measured on a processor with AVX2: a Conv3d of 32 channels at 32^3, 0.2 s in float32 and 9.6 s in bfloat16
         notes.append("this processor has no AVX-512: torch's convolutions in bfloat16 are slower than in float32 here")
     if on_cpu and keep_freed_memory():

@@ -47,7 +47,7 @@ def test_three_optimiser_steps_are_the_same():
 def test_weights_are_channels_last_and_values_stay():
     model = foreign()
     parameters = list(model.parameters())
-    kernels.accelerate(model)
+    kernels.accelerate(model, channels_last=True)
     convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
     assert convolutions and all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
     assert all(a is b for a, b in zip(model.parameters(), parameters))
@@ -55,10 +55,22 @@ def test_weights_are_channels_last_and_values_stay():
     assert f"channels last: {sum(isinstance(m, nn.Conv2d) for m in model.modules())} weights" in str(model.fuse_report)
     for a, b in zip(model.parameters(), foreign().parameters()):
         assert torch.equal(a, b)
-    volumes = kernels.accelerate(nn.Sequential(nn.Conv3d(2, 4, 3), nn.InstanceNorm3d(4), nn.ReLU()))
+    volumes = kernels.accelerate(nn.Sequential(nn.Conv3d(2, 4, 3), nn.InstanceNorm3d(4), nn.ReLU()), channels_last=True)
     assert volumes[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
     plain = kernels.accelerate(foreign(), channels_last=False)
     assert all(p.is_contiguous() for p in plain.parameters()) and "channels last" not in str(plain.fuse_report)
+
+
+def test_processors_without_avx512_keep_weights_contiguous(monkeypatch):
+    for capability, text in (
+        ("AVX2", "contiguous: this processor has no AVX-512"),
+        ("AVX512", "channels last: 8 weig"),
+    ):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        model = kernels.accelerate(foreign(), "bfloat16")
+        assert text in str(model.fuse_report)
+        assert model.stem[0].weight.is_contiguous() == (capability == "AVX2")
+        assert ("slower than in float32" in str(model.fuse_report)) == (capability == "AVX2")
 
 
 def test_torchs_own_norms_keep_weights_contiguous_on_a_cpu():
@@ -70,6 +82,8 @@ def test_torchs_own_norms_keep_weights_contiguous_on_a_cpu():
         model = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
         kernels.accelerate(model)
         assert model[0].weight.is_contiguous() and "weights stay contiguous: 1 runs" in str(model.fuse_report)
+        with pytest.raises(ValueError, match="channels_last: got True, want None or False: 1 runs torch's own"):
+            kernels.accelerate(model, channels_last=True)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", torch.bfloat16])
@@ -126,7 +140,7 @@ def test_twice_is_once():
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
 def test_unfuse_gives_back_the_model(precision):
     stock = foreign()
-    model = kernels.accelerate(foreign(), precision)
+    model = kernels.accelerate(foreign(), precision, channels_last=True)
     model(X)
     state = copy.deepcopy(model.state_dict())
     assert kernels.unfuse(model) is model

@@ -438,7 +438,7 @@ def test_compiles_whole_and_merged(cls):
         )
         torch.testing.assert_close(compiled(X.float()), model(X.float()))
     assert fused._fused_programs is not None  # torch.compile has assigned attributes of its own
-    activations = {name: [n for n in graph.graph.nodes if "relu" in n.name] for name, graph in graphs.items()}
+    activations = {name: [n for n in graph.graph.nodes if "relu" in str(n.target)] for name, graph in graphs.items()}
     assert len(activations["stock"]) == 2 and len(activations["fused"]) == (1 if cls is ResidualInPlace else 0)
 
 
