@@ -46,15 +46,16 @@ def build(setting: Setting, model: str, options: str = "") -> Driven:
 
 def parse(setting: Setting, options: str):
     """Their options. Their parser reads sys.argv, several times, and writes what it has read into a folder."""
-    folder = tempfile.mkdtemp(prefix="benchmarks-")
-    words = ["train.py", "--dataroot", folder, "--checkpoints_dir", folder, "--batch_size", str(setting.batch)]
-    words += ["--load_size", str(setting.size), "--crop_size", str(setting.size), *shlex.split(options)]
+    words = ["train.py", "--batch_size", str(setting.batch), *shlex.split(options)]
+    words += ["--load_size", str(setting.size), "--crop_size", str(setting.size)]
     if "--gpu_ids" in Path(setting.checkout, "options/base_options.py").read_text():
         words += ["--gpu_ids", "0" if setting.device.type == "cuda" else "-1"]
-    before, sys.argv = sys.argv, words
-    try:
-        found = importlib.import_module("options.train_options").TrainOptions().parse()
-    finally:
-        sys.argv = before
+    before = sys.argv
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+        sys.argv = [*words, "--dataroot", folder, "--checkpoints_dir", folder]
+        try:
+            found = importlib.import_module("options.train_options").TrainOptions().parse()
+        finally:
+            sys.argv = before
     found.device = setting.device  # where later checkouts of CycleGAN look for it
     return found

@@ -52,7 +52,7 @@ LINES = {
     LAST: Line("as published, .to(memory_format=torch.channels_last or channels_last_3d)", each(channels_last)),
     FUSE: Line("kernels.fuse(net) for every network", each(kernels.fuse)),
     ACCELERATE: Line(
-        "kernels.accelerate(net) for every network: fuse, channels last, freed memory kept",
+        "kernels.accelerate(net) for every network: fuse, channels last where that pays, freed memory kept",
         each(kernels.accelerate),
     ),
     NCE: Line("the same, and `from kernels import PatchNCELoss` in models/cut_model.py", nce_in_place),

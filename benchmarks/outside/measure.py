@@ -123,9 +123,10 @@ def _table(
     with table:
         table.check = judge
         row["tables"][precision] = table.rows
+        for contestant, contest in contests.items():
+            table.rows[contestant]["line"] = contest.line
         try:
             for contestant, contest in contests.items():
-                table.rows[contestant]["line"] = contest.line
                 if reason := refused(row["comparison"], contest.line):
                     table.rows[contestant] |= {"status": "FAIL", "reason": reason}
                     continue
@@ -155,4 +156,4 @@ def relate(rows: Rows, precision: str) -> None:
     for row in rows.values():
         if "median_s" in row:
             row["than_published"] = published / row["median_s"] if published else None
-            row["than_stock"] = stock / row["median_s"] if stock else None
+            row["than_stock"] = stock / row["median_s"] if stock and row["name"] != lines.PUBLISHED else None

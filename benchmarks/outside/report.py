@@ -110,7 +110,8 @@ def section(row: Json) -> list[str]:
         out += [f"**{row['status']}**: {row['reason']}", ""]
     if row["comparison"]:
         out += [*_header(COMPARED), *(_line(compared(*item)) for item in row["comparison"].items()), ""]
-        out += [f"* **{line}**: {reason}" for line, reason in failures(row)]
+        if wrong := list(failures(row)):
+            out += [*(f"* **{line}**: {reason}" for line, reason in wrong), ""]
     wrong = {net: d for net, d in row.get("unmended", {}).get("distance", {}).items() if d > compare.EXACT}
     if wrong:
         found = ", ".join(f"{net} {value:.2g}" for net, value in wrong.items())

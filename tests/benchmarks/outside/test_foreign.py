@@ -76,7 +76,9 @@ def run(tmp_path, monkeypatch, *words: str) -> dict:
 def test_cut_style_checkout(tmp_path, monkeypatch):
     """Missing packages, a network that is built with the first batch, a loss with a buffer, draws of numpy."""
     lay_out(tmp_path, FAMILY)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     result = run(tmp_path, monkeypatch, "--cyclegan", str(tmp_path))
+    assert result["left"] == []
     (row,) = result["rows"]
     assert list(row["comparison"]) == [lines.FUSE, lines.ACCELERATE]
     for found in row["comparison"].values():
@@ -155,6 +157,13 @@ def test_ctrl_c_leaves_what_was_measured(tmp_path, monkeypatch):
     assert result["interrupted"] and list(row["tables"]) == ["float32"]
     assert [len(found["samples_s"]) for found in row["tables"]["float32"].values()] == [1, 1, 1, 1]
     assert all(found["than_stock"] for found in row["tables"]["float32"].values())
+
+
+def test_bfloat16_is_left_out_where_it_would_take_hours(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert foreign.default_precisions(cpu)[0] == ["float32"] and "left out" in foreign.default_precisions(cpu)[1]
+    assert foreign.default_precisions(gpu) == (["float32", "bfloat16"], "")
 
 
 @pytest.mark.slow
