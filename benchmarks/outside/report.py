@@ -62,7 +62,8 @@ def stock(line: str) -> bool:
 
 
 def cells(row: Json) -> list[str]:
-    seconds = seconds_cell(row) if "median_s" in row else "does not run" if row["status"] == "error" else row["status"]
+    status = {"error": "does not run", "ok": "not timed"}.get(row["status"], row["status"])
+    seconds = seconds_cell(row) if "median_s" in row else status
     name = row["name"] if row["status"] == "ok" else f"**{row['name']}**"
     ratios = [f"{row[key]:.2f}x" if row.get(key) else "–" for key in ("than_stock", "than_published")]
     peak = f"{row['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in row else "–"
@@ -105,7 +106,7 @@ def explained(result: Json) -> list[str]:
 
 
 def section(row: Json) -> list[str]:
-    out = [f"## {heading(row)}", "", f"{TRAINERS[row['trainer']].about}.", ""]
+    out = [f"## {heading(row)}", "", f"A step: {TRAINERS[row['trainer']].about}.", ""]
     if row["reason"]:
         out += [f"**{row['status']}**: {row['reason']}", ""]
     if row["comparison"]:

@@ -43,7 +43,7 @@ def _cut(model: str) -> Callable[[Setting], Driven]:
 
 _FAMILY = cut_family.NEEDED
 _STEP = "optimize_parameters of its model, published defaults"
-_PLAIN = "a plain step: cross entropy and Dice, SGD"
+_PLAIN = "a plain one: cross entropy and Dice, SGD"
 
 TRAINERS = {
     "cut": Trainer("CUT", _STEP, _cut("cut"), 256, 1, "cut", (*_FAMILY, "models/cut_model.py"), nce=True),
