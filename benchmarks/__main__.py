@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         type=_shape,
-        help="NxCxHxW instead of the published ones (repeatable); norms only",
+        help="NxCxHxW, or NxCxDxHxW, instead of the published ones (repeatable); norms only",
     )
     parser.add_argument(
         "--skip",
@@ -65,7 +66,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     asked = parser.parse_args(argv)
     served = {case.name for _, selected in chosen(asked) for case in selected}
     if missing := [name for name in asked.op if name not in served]:
-        parser.error(f"--shape: {', '.join(missing)}: measured at the published shapes only; norms alone take others")
+        why = "measured at the published shapes only; norms alone take others, of as many dimensions as theirs"
+        parser.error(f"--shape: {', '.join(missing)}: {why}")
     return asked
 
 
@@ -76,8 +78,9 @@ def chosen(asked: argparse.Namespace) -> list[tuple[Suite, Sequence[Any]]]:
 
 def _shape(text: str) -> Shape:
     sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split("x"))
-    if len(sizes) != 4 or min(sizes) < 1 or sizes[2] * sizes[3] < 2:
-        raise argparse.ArgumentTypeError(f"want NxCxHxW like 1x64x256x256 with H*W > 1, got {text!r}")
+    if len(sizes) not in (4, 5) or min(sizes) < 1 or math.prod(sizes[2:]) < 2:
+        wanted = "NxCxHxW like 1x64x256x256, or NxCxDxHxW, with more than one position"
+        raise argparse.ArgumentTypeError(f"want {wanted}, got {text!r}")
     return sizes
 
 

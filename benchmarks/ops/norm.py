@@ -28,7 +28,7 @@ ABOUT = {
     EAGER: "stock operators as the published code calls them: F.instance_norm and an in-place (leaky) ReLU (CUT), "
     "AdaIN as a batch norm over samples folded into channels (MUNIT), calc_mean_std (AdaIN-style), MUNIT's layer norm",
     NOT_IN_PLACE: "the same with an activation that writes a new tensor",
-    NCHW: "in channels_last rows: `eager` on contiguous copies of the inputs",
+    NCHW: "in channels_last rows (of volumes: channels_last_3d): `eager` on contiguous copies of the inputs",
     COMPILE: "`eager`, not in place, compiled in the default mode, caches cold; compiling is reported, not counted",
     GROUP_NORM: "F.group_norm with one group per plane, contiguous input only: on channels_last its CPU variance is "
     "wrong for planes with a large mean",
@@ -121,9 +121,9 @@ def _group_norm_per_plane(
     x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, eps: float = EPS
 ) -> Tensor:
     """One group per plane; a style per sample becomes an affine once samples are folded into channels."""
-    n, c, h, w = x.shape
     if scale is None or shift is None:
-        return F.group_norm(x, c, eps=eps)
+        return F.group_norm(x, x.shape[1], eps=eps)
+    n, c, h, w = x.shape
     return F.group_norm(x.view(1, n * c, h, w), n * c, scale.flatten(), shift.flatten(), eps).view(n, c, h, w)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 
 import kernels
 from benchmarks.engine.work import DTYPES, Function, Json, Shape, dtype_name
+from kernels._layout import dense
 
 
 class Operator(NamedTuple):
@@ -22,6 +24,11 @@ class Operator(NamedTuple):
     shapes: tuple[tuple[Shape, int], ...]  # (shape, reflection padding), from the published networks
     selected: tuple[tuple[Shape, int], ...]  # what a run without --full takes of them
     compile_selected: bool  # whether that run has time for torch.compile, forward and backward
+
+    @property
+    def dimensions(self) -> int:
+        """4, or 5 where the maps are volumes."""
+        return len(self.shapes[0][0])
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -39,7 +46,10 @@ _GENERATOR = ((1, 64, 256, 256), (1, 128, 256, 256), (1, 256, 128, 128), (1, 128
 _BATCHES = ((4, 256, 64, 64), (8, 64, 256, 256))
 _DISCRIMINATOR = ((1, 128, 127, 127), (1, 256, 63, 63), (1, 512, 31, 31), (1, 128, 64, 64), (1, 256, 32, 32))
 _BLOCK = ((1, 256, 64, 64), (4, 256, 64, 64))
+# nnU-Net at 128 x 128 x 128, halved here, from its first stage to its last.
+_VOLUMES = ((2, 32, 64, 64, 64), (2, 64, 32, 32, 32), (2, 128, 16, 16, 16), (2, 320, 5, 6, 5))
 _AWKWARD = ((2, 37, 61, 47), (1, 3, 256, 256))  # odd sizes throughout, and an image's three channels
+_AWKWARD_3D = ((2, 37, 9, 19, 13), (1, 3, 48, 48, 48))
 
 
 def _plain(*shapes: Shape) -> tuple[tuple[Shape, int], ...]:
@@ -65,6 +75,15 @@ OPERATORS = (
         False,
         _plain(*_DISCRIMINATOR, _SMALL),
         _plain(_DISCRIMINATOR[0], _SMALL),
+        True,
+    ),
+    Operator(
+        "instance_norm_3d_leaky_relu",
+        "instance_norm",
+        "leaky_relu",
+        False,
+        _plain(*_VOLUMES),
+        _plain(_VOLUMES[1], _VOLUMES[3]),
         True,
     ),
     Operator("instance_norm_residual", "instance_norm", "none", True, _plain(*_BLOCK), _plain(_SMALL), True),
@@ -136,7 +155,8 @@ def describe(case: Case) -> Json:
 
 
 def cases(full: bool, names: Sequence[str] = (), shapes: Sequence[Shape] = ()) -> list[Case]:
-    """Cases of the operators called `names` (all when empty), at `shapes` instead of the published ones if given."""
+    """Cases of the operators called `names` (all when empty), at `shapes` instead of the published ones if given: each
+    operator at those of its number of dimensions."""
     found = []
     for op in OPERATORS:
         if names and op.name not in names:
@@ -144,9 +164,10 @@ def cases(full: bool, names: Sequence[str] = (), shapes: Sequence[Shape] = ()) -
         padded = op.shapes[0][1] > 0
         chosen: Iterable[tuple[Shape, int]]
         if shapes:
-            chosen = [(shape, int(padded)) for shape in shapes]
+            chosen = [(shape, int(padded)) for shape in shapes if len(shape) == op.dimensions]
         elif full:
-            chosen = [*op.shapes, *((shape, int(padded)) for shape in _AWKWARD)]
+            awkward = _AWKWARD if op.dimensions == 4 else _AWKWARD_3D
+            chosen = [*op.shapes, *((shape, int(padded)) for shape in awkward)]
         else:
             chosen = op.selected
         compiled = (False, True) if full or shapes else (True,) if op.compile_selected else ()
@@ -169,10 +190,11 @@ def make_inputs(case: Case, device: torch.device) -> tuple[tuple[torch.Tensor, .
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{case.op.name} {case.shape} {case.padding}".encode()))
     n, c = case.shape[:2]
+    per_channel = (1, c, *(1,) * (len(case.shape) - 2))
 
     def activations() -> torch.Tensor:
-        mean = torch.randn(1, c, 1, 1, generator=generator)
-        deviation = torch.rand(1, c, 1, 1, generator=generator) * 1.5 + 0.5
+        mean = torch.randn(per_channel, generator=generator)
+        deviation = torch.rand(per_channel, generator=generator) * 1.5 + 0.5
         return torch.randn(case.shape, generator=generator) * deviation + mean
 
     def parameters(*shape: int) -> torch.Tensor:
@@ -188,14 +210,14 @@ def make_inputs(case: Case, device: torch.device) -> tuple[tuple[torch.Tensor, .
         "beta": lambda: parameters(c),
     }
     tensors = [made[name]().to(device, case.dtype) for name in case.op.tensors]
-    h, w = (size + 2 * case.padding for size in case.shape[2:])
-    grad = torch.randn((n, c, h, w), generator=generator).to(device, case.dtype)
+    space = [size + 2 * case.padding for size in case.shape[2:]]
+    grad = torch.randn((n, c, *space), generator=generator).to(device, case.dtype)
     if case.op.activation != "none":
         (before,) = fused(case, "reference", activation="none")(*(t.double() for t in tensors))
         grad[before.abs() < (1e-3 if case.dtype == torch.float32 else 3e-2)] = 0
 
     def arranged(t: torch.Tensor) -> torch.Tensor:
-        return t.contiguous(memory_format=torch.channels_last) if case.channels_last and t.dim() == 4 else t
+        return dense(t, case.channels_last and t.dim() > 2)
 
     return tuple(map(arranged, tensors)), arranged(grad)
 
@@ -218,8 +240,8 @@ def necessary_bytes(case: Case, backward: bool) -> int:
     out; the style again in and its gradient out. A residual's gradient is the arriving one itself, unless padding
     has to be folded back first (no case here). Parameters are not counted.
     """
-    n, c, h, w = case.shape
-    plane, padded = h * w, (h + 2 * case.padding) * (w + 2 * case.padding)
+    n, c, *space = case.shape
+    plane, padded = math.prod(space), math.prod(size + 2 * case.padding for size in space)
     style = "style" in case.op.tensors
     elements = plane + padded + plane * (case.op.residual or style)
     if backward:

@@ -62,7 +62,7 @@ def stock(line: str) -> bool:
 
 
 def cells(row: Json) -> list[str]:
-    status = {"error": "does not run", "ok": "not timed"}.get(row["status"], row["status"])
+    status = {"error": "does not run", "ok": "not timed"}.get(row["status"], str(row["status"]))
     seconds = seconds_cell(row) if "median_s" in row else status
     name = row["name"] if row["status"] == "ok" else f"**{row['name']}**"
     ratios = [f"{row[key]:.2f}x" if row.get(key) else "–" for key in ("than_stock", "than_published")]

@@ -1,4 +1,4 @@
-"""Modules over the norm operators. The instance norms are torch's own with more behind them: same keys and statistics."""
+"""Modules over the norm operators. Instance norms are torch's own with more behind them: same keys and statistics."""
 
 from __future__ import annotations
 

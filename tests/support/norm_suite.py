@@ -11,11 +11,12 @@ from benchmarks.ops.norm_cases import Case, cases
 
 CPU = torch.device("cpu")
 TINY = (2, 5, 9, 7)
+TINY_3D = (2, 5, 5, 3, 7)
 WITHOUT_COMPILE = ["torch.compile"]  # as --skip takes it
 
 
 def tiny_cases(*names: str) -> list[Case]:
-    return cases(full=False, names=names, shapes=[TINY])
+    return cases(full=False, names=names, shapes=[TINY, TINY_3D])
 
 
 def changed(name: str, change) -> suite.Suite:

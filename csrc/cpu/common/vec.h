@@ -180,11 +180,12 @@ static inline void store_first(T* p, vf v, int n) {
   memcpy(p, buffer, (size_t)n * sizeof(T));
 }
 
-static inline vf first_lanes(vf v, int n) {  // zero from lane n on
+static inline vf lanes(vf v, int from, int to) {  // zero but for lanes [from, to)
   vi lane;
   for (int i = 0; i < W; ++i) lane[i] = i;
-  return (lane < n) ? v : vf{};
+  return (lane >= from & lane < to) ? v : vf{};
 }
+static inline vf first_lanes(vf v, int n) { return lanes(v, 0, n); }
 
 static inline void add_to(vd& total, vf v) {
   vf_half half[2];

@@ -46,7 +46,7 @@ struct Untyped {
   template <int ACT, bool RES>
   static void span_forward_(const void* x, const void* res, void* y, int64_t rows, int64_t c, const float* high,
                             const float* a, const float* b, float slope) {
-    visit(rows, c, SpanForward<T, ACT, RES>{(const T*)x, (const T*)res, (T*)y, c, high, a, b, slope});
+    visit<kShort>(rows, c, SpanForward<T, ACT, RES>{(const T*)x, (const T*)res, (T*)y, c, high, a, b, slope});
   }
   template <class G, int ACT>
   static void line_sums_(const void* x, const void* g, int64_t n, float high, float a, float b, float slope, double* sums) {
@@ -65,14 +65,14 @@ struct Untyped {
   template <class G, int ACT>
   static void span_backward_(const void* x, const void* g, void* dx, int64_t rows, int64_t c, const float* high,
                              const float* a, const float* b, const float* p, const float* q, const float* r, float slope) {
-    visit(rows, c, SpanBackward<T, G, ACT>{(const T*)x, (const G*)g, (T*)dx, c, high, a, b, p, q, r, slope});
+    visit<kShort>(rows, c, SpanBackward<T, G, ACT>{(const T*)x, (const G*)g, (T*)dx, c, high, a, b, p, q, r, slope});
   }
   static void line_affine_(const void* x, void* dx, int64_t n, float high, float q, float r) {
     line_affine((const T*)x, (T*)dx, n, high, q, r);
   }
   static void span_affine_(const void* x, void* dx, int64_t rows, int64_t c, const float* high, const float* q,
                            const float* r) {
-    visit(rows, c, SpanAffine<T>{(const T*)x, (T*)dx, c, high, q, r});
+    visit<kShort>(rows, c, SpanAffine<T>{(const T*)x, (T*)dx, c, high, q, r});
   }
   static void mirror(void* row_, int64_t w, int64_t pad, int64_t c) {
     T* row = (T*)row_;

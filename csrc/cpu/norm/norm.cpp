@@ -5,6 +5,7 @@
 namespace KERNELS_ISA {
 namespace {
 
+// Both directions sweep twice, the second time backwards: what the first read last is still in cache.
 struct Forward : Driver {
   using Driver::Driver;
 
@@ -55,7 +56,7 @@ struct Forward : Driver {
         for (int64_t plane = b; plane < e; ++plane) {
           const Group g = close(args, plane_moments(cut, plane));
           write_stats(plane, g);
-          forward_lines(cut, by_rows, plane, 0, cut.units, g);
+          for (int64_t k = cut.chunks - 1; k >= 0; --k) forward_lines(cut, by_rows, plane, cut.first(k), cut.last(k), g);
         }
       });
       return 0;
@@ -63,7 +64,7 @@ struct Forward : Driver {
     if (all_stats(cut)) return 1;
     if (!args.channels_last) {
       run(parallel, planes * cut.chunks, kGrain / (cut.unit * cut.per_chunk), [&](int64_t b, int64_t e) {
-        for (int64_t i = b; i < e; ++i) {
+        for (int64_t i = e - 1; i >= b; --i) {
           const int64_t plane = i / cut.chunks, k = i % cut.chunks;
           forward_lines(cut, by_rows, plane, cut.first(k), cut.last(k), read_stats(plane));
         }
@@ -76,7 +77,7 @@ struct Forward : Driver {
     spread(high, a, b);
     const auto loop = loops.span_forward[args.activation][args.residual != nullptr];
     run(parallel, args.n * cut.chunks, kGrain / (cut.unit * cut.per_chunk * args.c), [&](int64_t from_i, int64_t to_i) {
-      for (int64_t i = from_i; i < to_i; ++i) {
+      for (int64_t i = to_i - 1; i >= from_i; --i) {
         const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * repeated_c;
         auto span = [&](const char* from, const char* res, char* to, int64_t pixels) {
           const int64_t rows = pixels / repeats, tail = (pixels % repeats) * args.c, skip = rows * repeated_c * loops.size;
@@ -213,7 +214,9 @@ struct Backward : Driver {
           s1[plane] = total[1];
           double g_sum, gx_sum;
           group_sums(plane, s0, s1, &g_sum, &gx_sum);
-          backward_lines(cut, plane, 0, cut.units, g, row.floats(), dx_coefficients(plane, g, g_sum, gx_sum, n_group));
+          const DxCoefficients dx = dx_coefficients(plane, g, g_sum, gx_sum, n_group);
+          for (int64_t k = cut.chunks - 1; k >= 0; --k)
+            backward_lines(cut, plane, cut.first(k), cut.last(k), g, row.floats(), dx);
         }
       });
       if (failed) return 1;
@@ -264,7 +267,7 @@ struct Backward : Driver {
         failed = 1;
         return;
       }
-      for (int64_t i = b; i < e; ++i) {
+      for (int64_t i = e - 1; i >= b; --i) {
         const int64_t plane = i / cut.chunks, k = i % cut.chunks;
         const Group g = read_stats(plane);
         double g_sum, gx_sum;
@@ -335,7 +338,7 @@ struct Backward : Driver {
         failed = 1;
         return;
       }
-      for (int64_t i = from; i < to; ++i) {
+      for (int64_t i = to - 1; i >= from; --i) {
         const int64_t n = i / cut.chunks, k = i % cut.chunks, at = n * repeated_c;
         each_unit(cut, n, cut.first(k), cut.last(k), args.c, row.floats(), false,
                   [&](const char* x_, const char* g_, char* dx, int64_t pixels) {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.norm_suite import CPU, TINY, measured, tiny_cases
+from support.norm_suite import CPU, TINY, TINY_3D, measured, tiny_cases
 
 from benchmarks.engine.work import INTO
 from benchmarks.ops.norm import SUITE
 from benchmarks.ops.norm_cases import OPERATORS, cases, make_inputs, necessary_bytes
+
+VOLUMES = "instance_norm_3d_leaky_relu"
 
 
 @pytest.mark.parametrize("op", [op.name for op in OPERATORS])
@@ -28,6 +30,13 @@ def test_inputs_are_the_same_in_every_process_and_format():
     assert all(torch.equal(p, q) and torch.equal(p, r) for p, q, r in zip(a, b, c))
     assert [t.shape for t in a] == [torch.Size(TINY)] * 2
     assert a[0].is_contiguous(memory_format=torch.channels_last) and c[0].is_contiguous()
+    (x,), grad = make_inputs(next(k for k in tiny_cases(VOLUMES) if k.channels_last), CPU)
+    assert all(t.is_contiguous(memory_format=torch.channels_last_3d) and not t.is_contiguous() for t in (x, grad))
+
+
+def test_shapes_asked_for_are_given_to_operators_of_their_dimensions():
+    for shape, names in ((TINY, {op.name for op in OPERATORS if "3d" not in op.name}), (TINY_3D, {VOLUMES})):
+        assert {case.name for case in cases(full=False, shapes=[shape])} == names
 
 
 def test_necessary_bytes():
@@ -40,6 +49,7 @@ def test_necessary_bytes():
     assert of("instance_norm_residual", False) == 3 * plane
     assert of("instance_norm_relu_pad", True) == 3 * plane + 2 * padded
     assert of("adain", True) == 8 * plane
+    assert of(VOLUMES, True) == 5 * (5 * 3 * 7)
 
 
 def test_full_covers_published_and_awkward_shapes():
@@ -47,7 +57,7 @@ def test_full_covers_published_and_awkward_shapes():
     assert {case.op.name for case in everything} == {op.name for op in OPERATORS}
     for op in OPERATORS:
         shapes = [case.shape for case in everything if case.op is op]
-        assert any(h % 2 and w % 2 for _, _, h, w in shapes) and any(c == 3 for _, c, _, _ in shapes)
+        assert any(all(size % 2 for size in space) for _, _, *space in shapes) and any(c == 3 for _, c, *_ in shapes)
     assert {case.dtype for case in everything} == {torch.float32, torch.bfloat16}
     assert all(case.compiled == (False, True) for case in everything)
     assert len(everything) == len({case.label for case in everything})

@@ -74,9 +74,25 @@ def test_error_is_at_most_twice_torchs(isa, op, names, options, channels_last, d
 
 
 @LAYOUTS
-@pytest.mark.parametrize("shape", [(2, 6, 37), (1, 40, 3, 5, 7), (2, 3, 33000)], ids=["1d", "3d", "long 1d"])
-def test_other_numbers_of_dimensions(isa, shape, channels_last):
-    hold("instance_norm", ("weight", "bias", "residual"), {"activation": "relu"}, shape, torch.float32, channels_last)
+@pytest.mark.parametrize(**ids)
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 6, 37), (1, 40, 3, 5, 7), (2, 3, 33000), (1, 32, 13, 14, 15), (2, 80, 5, 6, 5)],
+    ids=["1d", "3d", "long 1d", "3d in chunks", "3d small planes"],
+)
+def test_other_numbers_of_dimensions(isa, shape, dtype, channels_last):
+    hold("instance_norm", ("weight", "bias", "residual"), {"activation": "relu"}, shape, dtype, channels_last)
+    hold("instance_norm", (), {"activation": "leaky_relu", "negative_slope": 0.01}, shape, dtype, channels_last)
+
+
+@LAYOUTS
+@pytest.mark.parametrize(**ids)
+def test_planes_of_every_length(isa, dtype, channels_last):
+    """Ends of planes: less than a vector, whole vectors, a last vector that begins inside the one before. From 4 on:
+    the gradients of two elements cancel almost completely, and nearly so those of three."""
+    for length in [*range(4, 36), 63, 64, 65, 67]:
+        shape = (1, 3, length)
+        hold("instance_norm", ("weight", "residual"), {"activation": "leaky_relu"}, shape, dtype, channels_last)
 
 
 @LAYOUTS
@@ -112,7 +128,7 @@ def x_hat_error(x, channels_last, impl="cpu"):
 
 
 @LAYOUTS
-@pytest.mark.parametrize("shape", [(1, 4, 256, 256), (1, 128, 64, 64)])
+@pytest.mark.parametrize("shape", [(1, 4, 256, 256), (1, 128, 64, 64), (1, 32, 17, 16, 15)])
 @pytest.mark.parametrize(
     "mean, std, limit",
     # float32 inputs around 1e4 are spaced 1e-3; the statistics of what is really there must still come out. The floor
@@ -147,8 +163,9 @@ def test_unlike_beginnings(isa, channels_last):
 
 @LAYOUTS
 @pytest.mark.parametrize(**ids)
-def test_constant_planes(isa, channels_last, dtype):
-    x = torch.full((2, 40, 33, 17), 1e4, dtype=dtype)
+@pytest.mark.parametrize("shape", [(2, 40, 33, 17), (1, 40, 5, 9, 7)], ids=["2d", "3d"])
+def test_constant_planes(isa, shape, channels_last, dtype):
+    x = torch.full(shape, 1e4, dtype=dtype)
     y = kernels.instance_norm(in_layout(x, channels_last), impl="cpu")
     assert torch.equal(y, torch.zeros_like(y))
     given = {"x": x.double(), "weight": torch.ones(40).double()}

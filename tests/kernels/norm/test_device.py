@@ -112,10 +112,16 @@ def test_shapes(form, shape, impl):
     check(impl, operator(form, activation="leaky_relu"), x, scale, shift, randn(*shape, seed=3), terms=terms)
 
 
-def test_channels_last_3d(impl):
-    x = randn(2, 20, 3, 4, 5, channels_last=True)
-    y, dx, *_ = check(impl, operator("affine", activation="relu"), x, *parameters("affine", 2, 20))
+@pytest.mark.parametrize("path", PATHS)
+def test_channels_last_3d(path, force, launched, impl):
+    """With a residual in the other order, which is copied first."""
+    force(path)
+    x = randn(2, 20, 7, 8, 9, channels_last=True)
+    residual = randn(*x.shape, seed=3)
+    op = operator("affine", activation="leaky_relu", negative_slope=0.01)
+    y, dx, *_ = check(impl, op, x, *parameters("affine", 2, 20), residual)
     assert y.stride() == x.stride() == dx.stride()
+    assert [launch.name for launch in launched] == NAMES[impl][path]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -11,18 +11,22 @@ from torch import nn
 
 import kernels
 
+SPACE = {1: (35,), 2: (7, 5), 3: (3, 4, 5)}  # sizes of a plane, by the norm's dimensions
+DIMS = pytest.mark.parametrize("dims", SPACE, ids="{}d".format)
 
-def twins(**options):
+
+def twins(dims=2, **options):
     torch.manual_seed(0)
-    theirs = nn.InstanceNorm2d(6, **options)
+    theirs = getattr(nn, f"InstanceNorm{dims}d")(6, **options)
     if theirs.weight is not None:
         nn.init.normal_(theirs.weight)
         nn.init.normal_(theirs.bias)
-    ours = kernels.InstanceNorm2d(6, **options)
+    ours = getattr(kernels, type(theirs).__name__)(6, **options)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
 
+@DIMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 @pytest.mark.parametrize(
@@ -35,18 +39,18 @@ def twins(**options):
     ],
     ids=str,
 )
-def test_is_torchs_instance_norm(options, impl, dtype):
-    ours, theirs = twins(**options)
+def test_is_torchs_instance_norm(options, impl, dtype, dims):
+    ours, theirs = twins(dims, **options)
     ours.impl = impl
     ours, theirs = ours.to(dtype), theirs.to(dtype)
     close = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=1e-12, atol=1e-12)
     for step in range(3):
-        x = make((3, 6, 7, 5), seed=step, mean=4.0)["x"].to(dtype)
+        x = make((3, 6, *SPACE[dims]), seed=step, mean=4.0)["x"].to(dtype)
         torch.testing.assert_close(ours(x), theirs(x), **close)
     for name, t in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], t, **close)
     ours.eval(), theirs.eval()
-    for size in ((3, 6, 7, 5), (6, 7, 5)):  # unbatched too
+    for size in ((3, 6, *SPACE[dims]), (6, *SPACE[dims])):  # unbatched too
         x = torch.randn(size, dtype=dtype, requires_grad=True)
         y, want = ours(x), theirs(x)
         torch.testing.assert_close(y, want, **close)
@@ -63,9 +67,43 @@ def test_running_variance_of_nearly_constant_planes():
     torch.testing.assert_close(ours.running_var.double(), theirs.running_var, rtol=1e-5, atol=0)
 
 
-def test_state_dict_both_ways_and_isinstance():
-    ours, theirs = twins(affine=True, track_running_stats=True)
-    assert isinstance(ours, nn.InstanceNorm2d)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{"affine": True}, {"affine": True, "track_running_stats": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_volumes_stay_channels_last(dtype, options, training):
+    """Values, gradients and statistics are those of torch on contiguous maps; its own way through channels_last_3d is
+    by copies."""
+    ours, theirs = (module.train(training) for module in twins(3, **options))
+    theirs = theirs.double()
+    ours.activation, ours.negative_slope = "leaky_relu", 0.01
+    x = make((2, 6, 5, 7, 3), mean=4.0)["x"].to(dtype)
+    residual, g = (make(x.shape, seed=seed)["x"].to(dtype) for seed in (1, 2))
+    exact = [t.double().requires_grad_() for t in (x, residual)]
+    want = nn.functional.leaky_relu(theirs(exact[0]), 0.01) + exact[1]
+    wanted = [want, *torch.autograd.grad(want, [*exact, *theirs.parameters()], g.double())]
+    given = [t.contiguous(memory_format=torch.channels_last_3d).requires_grad_() for t in (x, residual)]
+    y = ours(*given)
+    got = [y, *torch.autograd.grad(y, [*given, *ours.parameters()], g)]
+    close = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for mine, exactly in zip(got, wanted):
+        torch.testing.assert_close(mine.double(), exactly, rtol=close, atol=close * exactly.abs().max().item())
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last_3d)
+    for name, t in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name].double(), t.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_unbatched_with_activation_and_residual(dims):
+    x, residual = (torch.randn(6, *SPACE[dims]) for _ in range(2))
+    module = getattr(kernels, f"InstanceNorm{dims}d")(6, affine=True, activation="relu")
+    theirs = getattr(nn, f"InstanceNorm{dims}d")(6)
+    torch.testing.assert_close(module(x, residual), theirs(x).relu() + residual)
+
+
+@DIMS
+def test_state_dict_both_ways_and_isinstance(dims):
+    ours, theirs = twins(dims, affine=True, track_running_stats=True)
+    assert isinstance(ours, type(theirs))
     assert list(ours.state_dict()) == list(theirs.state_dict())
     theirs.load_state_dict(ours.state_dict())
     assert not list(kernels.InstanceNorm2d(6).state_dict())
@@ -74,8 +112,11 @@ def test_state_dict_both_ways_and_isinstance():
 
 
 def test_repr():
-    ours, theirs = twins(affine=True)
-    assert repr(ours) == repr(theirs)
+    for dims in SPACE:
+        ours, theirs = twins(dims, affine=True)
+        assert repr(ours) == repr(theirs)
+    volumes = kernels.InstanceNorm3d(6, activation="leaky_relu", negative_slope=0.01)
+    assert "activation=leaky_relu, negative_slope=0.01)" in repr(volumes)
     fused = kernels.InstanceNorm2d(6, activation="leaky_relu", padding=1, impl="reference")
     for part in ("activation=leaky_relu", "negative_slope=0.2", "padding=1", "impl=reference"):
         assert part in repr(fused)
@@ -87,12 +128,15 @@ def test_repr():
     "module",
     [
         kernels.InstanceNorm2d(6, affine=True, track_running_stats=True, activation="relu", padding=1),
+        kernels.InstanceNorm1d(6, affine=True, activation="relu"),
+        kernels.InstanceNorm3d(6, affine=True, activation="leaky_relu", negative_slope=0.01),
         kernels.MunitLayerNorm(6, activation="tanh"),
     ],
     ids=lambda m: type(m).__name__,
 )
 def test_copies(module):
-    x = torch.randn(2, 6, 5, 5)
+    dims = {kernels.InstanceNorm1d: 1, kernels.InstanceNorm3d: 3}.get(type(module), 2)
+    x = torch.randn(2, 6, *SPACE[dims])
     saved = io.BytesIO()
     torch.save(module, saved)
     saved.seek(0)
@@ -152,6 +196,30 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=text):
             kernels.InstanceNorm2d(6, **options)
+
+
+@pytest.mark.parametrize(
+    "dims, text", [(1, "2D or 3D input.*6D"), (2, "3D or 4D input.*6D"), (3, "4D or 5D input.*6D")]
+)
+def test_bad_input_of_every_dimension(dims, text):
+    kind = getattr(kernels, f"InstanceNorm{dims}d")
+    module = kind(6, affine=True)
+    with pytest.raises(ValueError, match=text):
+        module(torch.randn(1, 6, 1, 2, 2, 2))
+    with pytest.raises(ValueError, match="x: got 5 channels"):
+        module(torch.randn(2, 5, *SPACE[dims]))
+    with pytest.raises(TypeError, match=r"x: got list, want a tensor of shape \(N, C, .*\)"):
+        module([1])
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        module(torch.randn(2, 6, *(1,) * dims))
+    with pytest.raises(ValueError, match="residual: got shape"):
+        module(torch.randn(2, 6, *SPACE[dims]), torch.randn(2, 6, *(2,) * dims))
+    if dims != 2:  # reflection padding is of images
+        assert module.padding == 0
+        with pytest.raises(TypeError, match="padding"):
+            kind(6, padding=1)
+        with pytest.raises(ValueError, match="padding: got 1 for x of shape"):
+            module.run(torch.randn(2, 6, *SPACE[dims]), None, "relu", 0.2, 1)
 
 
 def test_statistics_switched_by_hand():
