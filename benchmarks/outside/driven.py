@@ -96,7 +96,8 @@ def pictures(count: int, batch: int, size: int, device: torch.device, dimensions
 
 @contextlib.contextmanager
 def float64_by_default() -> Iterator[None]:
-    """New tensors are float64; what torch.rand and torch.randn draw is what they would draw in float32."""
+    """New tensors are float64; what torch.rand and torch.randn draw is what they would draw in float32. (Dropout, which
+    none of the networks here has, draws otherwise in float64.)"""
 
     def widened(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *size, **options: draw(*size, **{"dtype": torch.float32} | options).double()

@@ -73,7 +73,7 @@ def _compare(
     try:
         stock = ask("stock", "stock", str(oracle))
         if "error" in stock:
-            row |= {"status": "error", "reason": f"stock does not run in float64: {stock['error']}"}
+            row |= {"status": "error", "reason": f"does not run here: {stock['error']}"}
             return
         row["losses"] = stock["losses"]
         row["unmended"] = ask("stock as it is", "unmended")
