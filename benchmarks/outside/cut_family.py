@@ -57,5 +57,6 @@ def parse(setting: Setting, options: str):
             found = importlib.import_module("options.train_options").TrainOptions().parse()
         finally:
             sys.argv = before
+    found.amp = getattr(found, "amp", False)  # CUT's cycle_gan asks for it, and its parser has no such option
     found.device = setting.device  # where later checkouts of CycleGAN look for it
     return found
