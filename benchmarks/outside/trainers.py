@@ -49,9 +49,8 @@ TRAINERS = {
     "cut": Trainer("CUT", _STEP, _cut("cut"), 256, 1, "cut", (*_FAMILY, "models/cut_model.py"), nce=True),
     "cut_cyclegan": Trainer(
         "CUT's repository, its cycle_gan",
-        _STEP
-        + " (its train.py does not start this model: data_dependent_initialize takes no batch there, and the option "
-        "amp, which is asked for, does not exist; it is False)",
+        _STEP + " (its train.py does not start this model: data_dependent_initialize takes no batch there, and an "
+        "option amp, taken as False here, does not exist)",
         _cut("cycle_gan"),
         256,
         1,
