@@ -19,6 +19,7 @@ from kernels.fusing import (
     precision,
     projected,
     resampling,
+    sampling,
     sequential,
 )
 from kernels.fusing.heads import is_head
@@ -26,7 +27,7 @@ from kernels.fusing.report import FuseReport, place
 
 # Each knows one kind of module: looks_like(module), cheap; take(module), which puts an operator behind its forward or
 # says why not; name_of(module), what it computes by now, empty if nothing; give_back(module), of any module.
-RECOGNISERS = (norms, paddings, resampling, adaptive, projected, layer_norm, group_norm)
+RECOGNISERS = (norms, paddings, resampling, adaptive, projected, layer_norm, group_norm, sampling)
 
 
 def fuse(model: nn.Module) -> nn.Module:

@@ -28,7 +28,12 @@ class InAutocast(Derived):
 
 
 def _widened(x: torch.Tensor) -> torch.Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return x
+    y = x.float()
+    if not torch.compiler.is_compiling():  # it knows no attributes of tensors
+        vars(y).update(vars(x))  # by which rows say to a loss of how many images they are
+    return y
 
 
 def _device(module: Any, args: Any) -> str:

@@ -12,6 +12,7 @@ from support.fuse_cases import Foreign, check_same
 from torch import nn
 
 import kernels
+from kernels.nce.images import mark_images, marked_images
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -120,6 +121,17 @@ def test_results_of_any_structure_come_back_in_float32():
     assert result["list"][1] == (ids, None, "text")
     kernels.unfuse(model)
     assert type(model) is Several
+
+
+def test_rows_of_a_sampler_still_say_how_many_images_they_are_of():
+    class Rows(nn.Module):
+        def forward(self, x):
+            rows = x.bfloat16().flatten(2).transpose(1, 2).flatten(0, 1)
+            mark_images(rows, len(x))
+            return rows
+
+    rows = kernels.accelerate(Rows(), "bfloat16")(torch.randn(3, 8, 2, 2))
+    assert rows.dtype == torch.float32 and marked_images([rows], [rows]) == 3
 
 
 def test_an_error_leaves_no_autocast_behind():
