@@ -42,7 +42,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 def source(tmp_path_factory) -> Path:
     """The files a build reads, in a folder that it may fill."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("kernels", "i2i", "fused_i2i", "csrc"):
+    for name in ("kernels", "i2i", "fused_i2i", "csrc", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
@@ -57,7 +57,7 @@ def test_a_wheel_runs_the_cpp_operators_from_anywhere(source, tmp_path):
     run(*pip, "install", "--no-deps", "--target", target, wheel, cwd=tmp_path)
     installed = target / "kernels" / "_csrc"
     assert {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()} == SOURCES
-    assert not (target / "benchmarks").exists()
+    assert not (target / "benchmarks").exists() and not (target / "examples").exists()
     assert all((target / name / "py.typed").exists() for name in ("kernels", "i2i", "fused_i2i"))
     used = run("-c", USE, cwd=tmp_path, PYTHONPATH=str(target)).splitlines()[-1]
     assert Path(used) == target / "kernels" / "_csrc" / "cpu"
@@ -77,5 +77,6 @@ def test_an_sdist_holds_the_sources(source, tmp_path):
     run("-c", f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})", cwd=source)
     (archive,) = tmp_path.iterdir()
     with tarfile.open(archive) as held:
-        names = {n.partition("/csrc/")[2] for n in held.getnames() if "/csrc/" in n}
-    assert SOURCES <= names
+        held_names = held.getnames()
+    names = {n.partition("/csrc/")[2] for n in held_names if "/csrc/" in n}
+    assert SOURCES <= names and not any("/examples/" in n for n in held_names)

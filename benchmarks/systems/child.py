@@ -127,15 +127,17 @@ def is_convolution(name: str) -> bool:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print must not mix with the answers
-    module, device, arguments = sys.argv[1:]
+    name, device, arguments = sys.argv[1:]
+    module = importlib.import_module(name)
     # for every contestant alike: as i2i's trainer does, and as the published code does on GPUs
-    kernels.keep_freed_memory()
+    if not getattr(module, "OWN_MEMORY", False):
+        kernels.keep_freed_memory()
     torch.backends.cudnn.benchmark = True
-    child = Child(*importlib.import_module(module).contestant(device, **json.loads(arguments)))
+    child = Child(*module.contestant(device, **json.loads(arguments)))
     for line in sys.stdin:
         command, *given = json.loads(line)
         try:
-            answer = getattr(child, command)(*given)
+            answer = getattr(child if hasattr(child, command) else child.model, command)(*given)
         except Exception as error:  # a contestant that fails costs its own row
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
         print(json.dumps(answer), file=answers, flush=True)

@@ -20,7 +20,8 @@ class Here:
 
     def receive(self, until):
         command, *given = self.command
-        return json.loads(json.dumps(getattr(self.child, command)(*given)))
+        answers = self.child if hasattr(self.child, command) else self.child.model
+        return json.loads(json.dumps(getattr(answers, command)(*given)))
 
     def close(self):
         pass
