@@ -17,6 +17,14 @@ from kernels.nce.images import mark_images, marked_images
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(autouse=True)
+def malloc_left_alone(monkeypatch):
+    """What accelerate asks of the whole process would hold for all other tests in it."""
+    asked = []
+    monkeypatch.setattr("kernels.fusing.accelerating.keep_freed_memory", lambda: asked.append(True) or True)
+    return asked
+
+
 def foreign():
     torch.manual_seed(0)
     return Foreign()
@@ -139,6 +147,14 @@ def test_an_error_leaves_no_autocast_behind():
     with pytest.raises(RuntimeError):
         model(torch.randn(1, 5, 16, 16))
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_freed_memory_is_kept_on_a_cpu(malloc_left_alone):
+    model = kernels.accelerate(foreign())
+    assert malloc_left_alone == [True] and "freed memory is kept" in str(model.fuse_report)
+    kernels.fuse(foreign())
+    kernels.accelerate(foreign().to("meta"))
+    assert malloc_left_alone == [True]
 
 
 def test_twice_is_once():
