@@ -71,6 +71,8 @@ CASES = {
 }
 # each module, made before the default changes and called after
 MODULES = {
+    "InstanceNorm1d": lambda i: _shaped(kernels.InstanceNorm1d(4, affine=True, track_running_stats=True, impl=i), 90),
+    "InstanceNorm3d": lambda i: _shaped(kernels.InstanceNorm3d(4, affine=True, impl=i), 2, 5, 9),
     "InstanceNorm2d": lambda i: kernels.InstanceNorm2d(4, affine=True, track_running_stats=True, impl=i),
     "MunitLayerNorm": lambda i: kernels.MunitLayerNorm(4, impl=i),
     "BlurDownsample": lambda i: kernels.BlurDownsample(4, impl=i),
@@ -80,6 +82,10 @@ MODULES = {
     "PatchNCELoss": lambda i: _on_rows(kernels.PatchNCELoss(num_patches=6, impl=i)),
     "PatchSampler": lambda i: _maps(kernels.PatchSampler(None, impl=i)),
 }
+
+
+def _shaped(module, *spatial):
+    return lambda x: module(x.reshape(*x.shape[:2], *spatial))
 
 
 def _with(module, *arguments):
