@@ -45,7 +45,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         model = _made(options.model).to(_device(options.device))
-        settings = {"precision": options.precision, "channels_last": not options.contiguous}
+        settings = {"precision": options.precision, "channels_last": False if options.contiguous else None}
         lines = measured(model, options.input, settings) if options.input else []
         print(accelerate(model, **settings).fuse_report)
         for line in lines:
@@ -90,7 +90,6 @@ def _made(where: str) -> nn.Module:
 
 
 def _imported(path: str) -> Any:
-    sys.path.insert(0, os.getcwd())
     if not path.endswith(".py"):
         try:
             return importlib.import_module(path)
@@ -100,6 +99,7 @@ def _imported(path: str) -> Any:
             raise _Wrong(f"MODULE:FACTORY: there is no module {path} here or among the installed ones") from None
     if not os.path.isfile(path):
         raise _Wrong(f"MODULE:FACTORY: there is no file {path}")
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # it may import what lies beside it
     spec = importlib.util.spec_from_file_location(os.path.splitext(os.path.basename(path))[0], path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

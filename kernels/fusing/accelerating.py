@@ -10,7 +10,7 @@ from torch import nn
 from kernels._checks import check_flag
 from kernels.fusing import memory_format
 from kernels.fusing import precision as precisions
-from kernels.fusing.model import check_model, fuse
+from kernels.fusing.model import check_model, fuse, modules_of
 from kernels.memory import keep_freed_memory
 
 
@@ -45,7 +45,7 @@ def accelerate(
     Raises:
         TypeError: `model` is no nn.Module, or a ScriptModule; `channels_last` is neither None nor a bool.
         ValueError: another precision; a class that cannot be derived from, for a precision; `channels_last=True` where
-            it would give wrong numbers.
+            it would give wrong numbers (the model is fused then, its weights are contiguous).
     """
     check_model(model)
     if channels_last is not None:
@@ -55,22 +55,23 @@ def accelerate(
         if precision in ("float16", torch.float16):
             text += ": float16 needs a gradient scaler in the trainer's step, beside torch.autocast"
         raise ValueError(text)
-    model = fuse(model)
-    notes: list[str] = []
-    if channels_last is not False:
-        why = memory_format.why_wrong(model)
-        if why and channels_last:
-            raise ValueError(f"channels_last: got True, want None or False: {why}")
-        why = why or ("" if channels_last else memory_format.why_slower(model))
-        if why:
-            notes.append(f"weights stay contiguous: {why}")
-        else:
-            notes.append(f"channels last: {memory_format.to_channels_last(model)} weights of convolutions")
     dtype = precisions.PRECISIONS[precision]
     inner = _inner(model)
     why = precisions.set_precision(inner, dtype)
     if why:
         raise ValueError(f"precision: got {precision!r} for a {type(inner).__name__}: {why}; use torch.autocast")
+    model = fuse(model)
+    notes: list[str] = []
+    wrong = memory_format.why_wrong(model, modules_of(model))
+    if wrong and channels_last:
+        raise ValueError(f"channels_last: got True, want None or False: {wrong}")
+    why = wrong or ("" if channels_last else memory_format.why_slower(model))
+    if channels_last is False or why:
+        for module in model.modules():  # an earlier call may have done it
+            memory_format.give_back(module)
+        notes += [f"weights stay contiguous: {why}"] if channels_last is None else []
+    else:
+        notes.append(f"channels last: {memory_format.to_channels_last(model)} weights of convolutions")
     if dtype is not None:
         notes.append(f"every call runs under torch.autocast in {str(dtype).removeprefix('torch.')}")
     on_cpu = memory_format.on_cpu(model)

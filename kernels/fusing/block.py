@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from kernels.fusing.classes import derive, underive
+from kernels.fusing.classes import derive, root_class, underive, why_not_derived
 from kernels.fusing.finish import Tail, TakesTail
 from kernels.fusing.heads import is_head
 from kernels.fusing.recognised import is_harmless
@@ -18,11 +18,12 @@ from kernels.fusing.tracing import arguments_of, programs_of
 
 
 class _Programs:
-    """Programs of a block. A deep copy shares them, since they hold nothing of the object; a pickle leaves them out,
-    since code has no name to be found by, and the first call makes them again."""
+    """Programs of a block. A deep copy shares them, since they hold nothing of the object. A pickle leaves them out,
+    since code has no name to be found by, and they are made again when the block is unpickled: not at its first call,
+    where other threads may run modules, whose calls torch.fx changes for all while it traces."""
 
     def __init__(self, of_mode: dict[bool, Program] | None = None, count: int = 0):
-        self.of_mode = of_mode
+        self.of_mode = of_mode or {}
         self.count = count  # of the arguments of a call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Programs:
@@ -55,21 +56,22 @@ class FusedBlock(TakesTail):
 
     def takes_tail(self) -> bool:
         programs = self._fused_programs
-        return programs is not None and any(p.takes_tail for p in (programs.of_mode or {}).values())
+        return programs is not None and any(p.takes_tail for p in programs.of_mode.values())
 
     def _program(self, args: tuple[Any, ...]) -> Program | None:
         programs = self._fused_programs
-        if programs is None or _has_any_global_hook():
-            return None
-        if programs.of_mode is None and not torch.compiler.is_compiling():  # unpickled
-            programs = _make(self)
-            self.__dict__["_fused_programs"] = programs
-        if programs is None or not programs.of_mode or len(args) != programs.count:
+        if programs is None or len(args) != programs.count or _has_any_global_hook():
             return None
         program = programs.of_mode[self.training]
         if not all(isinstance(x, torch.Tensor) for x in args) or not parts_are_as_they_were(self, program):  # pyright: ignore[reportArgumentType]
             return None
         return program
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # pyright: ignore[reportAttributeAccessIssue]
+        held = self.__dict__.get("_fused_programs")
+        if held is not None and not held.of_mode:
+            self.__dict__["_fused_programs"] = _make(self)[0]
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
@@ -81,10 +83,18 @@ class FusedBlock(TakesTail):
         self.__dict__["_fused_programs"] = None
 
 
-def _make(module: Any) -> _Programs | None:
+def _make(module: Any) -> tuple[_Programs | None, str]:
+    """The programs of a block, None if there is nothing to merge; or why not."""
     names = arguments_of(module)
-    programs, why = programs_of(module) if names else ({}, "")
-    return _Programs(programs, len(names)) if names and programs and not why else None
+    if names is None:
+        return None, "its forward takes any number of arguments"
+    if not isinstance(module, FusedBlock):
+        why = why_not_derived(module, FusedBlock)
+        if why:
+            return None, why
+    own: Any = module  # which the check above has narrowed
+    programs, why = programs_of(own)
+    return (_Programs(programs, len(names)) if programs and not why else None), why
 
 
 def merge(name: str, module: nn.Module, report: FuseReport) -> None:
@@ -92,20 +102,19 @@ def merge(name: str, module: nn.Module, report: FuseReport) -> None:
     children = dict(module.named_children())
     if type(module).__module__.startswith(("torch.nn.", "kernels.")) or not any(map(_may_help, children.values())):
         return
-    names = arguments_of(module)
-    if not names:
+    if root_class(module).forward is nn.Module.forward:  # a container, whose parts are called one by one
         return
-    programs, why = programs_of(module)
-    if programs and not why and not isinstance(module, FusedBlock):
+    programs, why = _make(module)
+    if programs is not None and not isinstance(module, FusedBlock):
         why = derive(module, FusedBlock)
     if why and any(map(is_head, children.values())):
         report.left.append((name, f"what follows its norms is not merged: {why}"))
-    if not programs or why:
+    if programs is None or why:
         return
-    vars(module)["_fused_programs"] = _Programs(programs, len(names))
-    for merge in sorted({merge for program in programs.values() for merge in program.merges}):
-        at = place(name, merge.child) if merge.child else name
-        report.merged.append((at, f"{merge.what} merged into {place(name, merge.head)}"))
+    vars(module)["_fused_programs"] = programs
+    for what, child, head in sorted({one for program in programs.of_mode.values() for one in program.merges}):
+        at = place(name, child) if child else name
+        report.merged.append((at, f"{what} merged into {place(name, head)}"))
 
 
 def _may_help(module: nn.Module) -> bool:

@@ -21,7 +21,7 @@ class Derived(NotScriptable):
     """First base of every derived class. Such a class has no name that pickle could find it by; its parts have."""
 
     _modules: dict[str, nn.Module]  # of the nn.Module that is the other base
-    outermost = False  # whether this behaviour stays before those that come later
+    _fused_outermost = False  # whether this behaviour stays before those that come later, and nothing may go past it
 
     def __reduce_ex__(self, protocol: int):
         how = super().__reduce_ex__(max(protocol, 2))
@@ -64,8 +64,8 @@ def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
     object.__setattr__(module, "__class__", cls)
 
 
-def derive(module: nn.Module, behaviour: type[Derived]) -> str:
-    """Puts `behaviour` before the class of `module`, or says why that cannot be done or might change something else."""
+def why_not_derived(module: nn.Module, behaviour: type[Derived]) -> str:
+    """Why `behaviour` cannot be put before the class of `module`, or might change something else; else empty."""
     if "forward" in vars(module):
         return "its forward was replaced on the object"
     own = {name for cls in type(module).__mro__[:-1] if not issubclass(cls, Derived) for name in vars(cls)}
@@ -73,10 +73,32 @@ def derive(module: nn.Module, behaviour: type[Derived]) -> str:
         return "its class acts on being subclassed"
     if own & {"__reduce__", "__reduce_ex__"}:
         return "its class has its own way of being pickled"
+    for name in _names(behaviour):
+        if hasattr(module, name) and not _is_of_ours(type(module), name):
+            return f"it has an attribute `{name}` of its own"
+    return ""
+
+
+def _names(behaviour: type[Derived]) -> list[str]:
+    """Of the attributes that it would put before those of a module. The forward is meant to; `_fused...` is ours."""
+    names = {name for cls in behaviour.__mro__ if issubclass(cls, Derived) for name in vars(cls)}
+    return sorted(name for name in names if not name.startswith(("__", "_fused")) and name != "forward")
+
+
+def _is_of_ours(cls: type, name: str) -> bool:
+    owner = next((c for c in cls.__mro__ if name in vars(c)), object)
+    return issubclass(owner, Derived)
+
+
+def derive(module: nn.Module, behaviour: type[Derived]) -> str:
+    """Puts `behaviour` before the class of `module`, or says why not."""
+    why = why_not_derived(module, behaviour)
+    if why:
+        return why
     behaviours, cls = _parts(type(module))
-    around = [b for b in behaviours if b.outermost]
+    around = [b for b in behaviours if b._fused_outermost]
     try:
-        set_class(module, _built((*around, behaviour, *(b for b in behaviours if not b.outermost)), cls))
+        set_class(module, _built((*around, behaviour, *(b for b in behaviours if not b._fused_outermost)), cls))
     except TypeError as error:  # a metaclass, or slots
         return f"its class cannot be derived from ({error})"
     return ""
@@ -101,4 +123,5 @@ def untouched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or getattr(type(module), "_fused_outermost", False)
     )

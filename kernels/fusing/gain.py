@@ -46,7 +46,7 @@ def measured(model: nn.Module, shapes: Sequence[tuple[int, ...]], settings: dict
     return [
         f"in float64, outputs differ by {outputs:.1e} of the largest one, gradients by {gradients:.1e}",
         f"a step with gradients: {before:.3f} s before, {after:.3f} s after: {before / after:.2f}x "
-        f"(medians of {ROUNDS} in turn on {device.type}; {spread})",
+        f"(medians of {ROUNDS} in turn on {device.type}, freed memory kept in both where it can be; {spread})",
     ]
 
 

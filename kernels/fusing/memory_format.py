@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -17,9 +18,10 @@ _FUNCTIONS = ("instance_norm", "group_norm")
 _KEY = "_fused_contiguous"  # names of the parameters that were contiguous, on each module that holds them
 
 
-def why_wrong(model: nn.Module) -> str:
-    """Why channels-last maps would be wrong in `model`: torch's own norms on a CPU."""
-    for name, module in model.named_modules():
+def why_wrong(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> str:
+    """Why channels-last maps would be wrong in `model`: torch's own norms on a CPU. `modules`: those of it that run,
+    without what lies inside one that is computed as a whole."""
+    for name, module in modules:
         stock = isinstance(module, (_InstanceNorm, nn.GroupNorm)) and not isinstance(module, (*INSTANCE_NORMS, Head))
         calls = not isinstance(module, Head) and any(key in _FUNCTIONS for key in _names(type(module)))
         if (stock or calls) and on_cpu(model):

@@ -71,10 +71,11 @@ def fuse(model: nn.Module) -> nn.Module:
         TypeError: `model` is no nn.Module, or a ScriptModule, whose code cannot be changed.
     """
     check_model(model)
-    report = FuseReport(implementation=_implementation(model))
-    for name, module in _modules(model):
+    before = vars(model).get("fuse_report")
+    report = FuseReport(implementation=_implementation(model), notes=before.notes if before else [])
+    for name, module in modules_of(model):
         _replace(name, module, report)
-    modules = list(_modules(model))
+    modules = list(modules_of(model))
     for name, module in reversed(modules):  # parts before their owners, which may give them something to take along
         if isinstance(module, nn.Sequential):
             sequential.merge(name, module, report)
@@ -103,7 +104,7 @@ def _implementation(model: nn.Module) -> str:
     return f"{active} kernels run on {device.type}"
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """named_modules, without what lies inside a module that is taken as a whole."""
     wholes: list[str] = []
     for name, module in model.named_modules():
@@ -141,7 +142,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     check_model(model)
     for module in list(model.modules()):
-        for part in (*RECOGNISERS, sequential, block, precision, memory_format):
+        for part in (precision, *RECOGNISERS, sequential, block, memory_format):
             part.give_back(module)
         vars(module).pop("fuse_report", None)
     return model

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from kernels.fusing.classes import root_class
 from kernels.norm.module import INSTANCE_NORMS, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 
 _FUSED = {
@@ -20,7 +21,7 @@ _OURS = ("activation", "negative_slope", "padding", "impl", "_fused")
 
 
 def looks_like(module: nn.Module) -> bool:
-    return isinstance(module, _InstanceNorm) and type(module) not in INSTANCE_NORMS
+    return isinstance(module, _InstanceNorm) and root_class(module) not in INSTANCE_NORMS
 
 
 def take(norm: Any) -> str:
@@ -45,7 +46,7 @@ def take(norm: Any) -> str:
 
 def name_of(module: nn.Module) -> str:
     """Empty for one that its author has put there, too."""
-    return type(module).__name__ if type(module) in INSTANCE_NORMS and "_fused" in vars(module) else ""
+    return type(module).__name__ if root_class(module) in INSTANCE_NORMS and "_fused" in vars(module) else ""
 
 
 def give_back(module: nn.Module) -> None:

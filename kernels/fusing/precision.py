@@ -17,7 +17,7 @@ class InAutocast(Derived):
     """The forward under torch.autocast in bfloat16. What it returns in 16 bits is given in float32 to a caller who is
     outside of autocast himself, whose losses know nothing of it."""
 
-    outermost = True
+    _fused_outermost = True
 
     def forward(self, *args, **kwargs):
         device = _device(self, (args, kwargs))
@@ -37,16 +37,18 @@ def _widened(x: torch.Tensor) -> torch.Tensor:
 
 
 def _device(module: Any, args: Any) -> str:
-    for x in (*tree_leaves(args), *module.parameters()):
+    for x in tree_leaves(args):
         if isinstance(x, torch.Tensor):
             return x.device.type
+    for parameter in module.parameters():
+        return parameter.device.type
     return "cpu"
 
 
 def set_precision(model: nn.Module, precision: torch.dtype | None) -> str:
     """Puts every call of `model` under autocast, or no longer; or says why not."""
     if precision is None:
-        underive(model, InAutocast)
+        give_back(model)
     elif not isinstance(model, InAutocast):
         return derive(model, InAutocast)
     return ""

@@ -55,7 +55,8 @@ def _functions(
     yield function
     for name in function.__code__.co_names:
         for called in (getattr(root_class(module), name, None), function.__globals__.get(name)):
-            if isinstance(called, types.FunctionType) and not called.__module__.partition(".")[0] == "torch":
+            called = called.fget if isinstance(called, property) else getattr(called, "__func__", called)
+            if isinstance(called, types.FunctionType) and str(called.__module__).partition(".")[0] != "torch":
                 yield from _functions(module, called, seen)
 
 

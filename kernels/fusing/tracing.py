@@ -7,7 +7,6 @@ the trace.
 from __future__ import annotations
 
 import inspect
-import random
 import types
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from torch import fx, nn
 from kernels.fusing.classes import root_class, set_class
 from kernels.fusing.reading import why_not_traced
 from kernels.fusing.rewriting import IN_PLACE, Program, rewritten
+from kernels.fusing.trial import random_state, set_random_state
 
 
 def _writes(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -47,8 +47,10 @@ class _Tracer(fx.Tracer):
 
 def arguments_of(module: nn.Module) -> list[str] | None:
     """The names of the arguments a call has to give; None where their number is free."""
-    names = []
-    for parameter in list(inspect.signature(root_class(module).forward).parameters.values())[1:]:
+    names, forward = [], root_class(module).forward
+    if not isinstance(forward, types.FunctionType):
+        return None
+    for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD or parameter.default is not parameter.empty:
             continue
         if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
@@ -59,7 +61,7 @@ def arguments_of(module: nn.Module) -> list[str] | None:
 
 def programs_of(module: nn.Module) -> tuple[dict[bool, Program], str]:
     """For train and eval mode, the forward in which norms take along what follows; empty where there is nothing to
-    take, with the reason where the forward cannot be traced."""
+    take, with the reason where the forward cannot be traced. `module`: one that can be derived from."""
     why = why_not_traced(module)
     if why:
         return {}, why
@@ -88,8 +90,8 @@ def programs_of(module: nn.Module) -> tuple[dict[bool, Program], str]:
 def _traced_class(module: nn.Module) -> type[nn.Module]:
     """The class of `module` with a forward that takes what a call has to give, and leaves out the rest."""
     root, names = root_class(module), ", ".join(arguments_of(module) or [])
-    variables = {"own": root.forward}
-    exec(f"def forward(self, {names}): return own(self, {names})", variables)
+    variables = {"_fused_own": root.forward}
+    exec(f"def forward(_fused_self, {names}): return _fused_own(_fused_self, {names})", variables)
     return types.new_class(root.__name__, (root,), exec_body=lambda body: body.update(forward=variables["forward"]))
 
 
@@ -116,16 +118,16 @@ def _restore(module: nn.Module, before: dict[str, Any]) -> str:
 
 
 def _trace(module: nn.Module, gradients: bool) -> fx.Graph:
-    states = random.getstate(), torch.random.get_rng_state()
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    state = random_state(device)
     try:
         with torch.set_grad_enabled(gradients):
             graph = _Tracer().trace(module)
     except Exception as error:  # somebody else's code under a tool that does not take all code
         reason = str(error).splitlines()[0] if str(error) else ""
         raise _Left(f"torch.fx cannot trace its forward ({type(error).__name__}: {reason})") from None
-    if random.getstate() != states[0] or not torch.equal(torch.random.get_rng_state(), states[1]):
-        random.setstate(states[0])
-        torch.random.set_rng_state(states[1])
+    if random_state(device) != state:
+        set_random_state(state, device)
         raise _Left("its forward draws random numbers")
     for node in graph.nodes:
         if node.op == "get_attr" and "constant" in node.target:
