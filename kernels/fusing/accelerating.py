@@ -57,7 +57,7 @@ def accelerate(
         raise ValueError(text)
     dtype = precisions.PRECISIONS[precision]
     inner = _inner(model)
-    why = precisions.set_precision(inner, dtype)
+    why = precisions.why_not(inner, dtype)
     if why:
         raise ValueError(f"precision: got {precision!r} for a {type(inner).__name__}: {why}; use torch.autocast")
     model = fuse(model)
@@ -72,6 +72,7 @@ def accelerate(
         notes += [f"weights stay contiguous: {why}"] if channels_last is None else []
     else:
         notes.append(f"channels last: {memory_format.to_channels_last(model)} weights of convolutions")
+    precisions.set_precision(inner, dtype)
     if dtype is not None:
         notes.append(f"every call runs under torch.autocast in {str(dtype).removeprefix('torch.')}")
     on_cpu = memory_format.on_cpu(model)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from kernels.fusing.classes import Derived, derive, underive
+from kernels.fusing.classes import Derived, derive, underive, why_not_derived
 
 PRECISIONS = {None: None, "bfloat16": torch.bfloat16, torch.bfloat16: torch.bfloat16}
 
@@ -45,13 +45,19 @@ def _device(module: Any, args: Any) -> str:
     return "cpu"
 
 
-def set_precision(model: nn.Module, precision: torch.dtype | None) -> str:
-    """Puts every call of `model` under autocast, or no longer; or says why not."""
+def why_not(model: nn.Module, precision: torch.dtype | None) -> str:
+    """Why calls of `model` cannot be put under autocast; else empty."""
+    return "" if precision is None or isinstance(model, InAutocast) else why_not_derived(model, InAutocast)
+
+
+def set_precision(model: nn.Module, precision: torch.dtype | None) -> None:
+    """Puts every call of `model` under autocast, or no longer."""
     if precision is None:
         give_back(model)
     elif not isinstance(model, InAutocast):
-        return derive(model, InAutocast)
-    return ""
+        why = derive(model, InAutocast)
+        if why:  # a metaclass or slots, which only trying shows
+            raise ValueError(f"precision: got {precision} for a {type(model).__name__}: {why}; use torch.autocast")
 
 
 def give_back(module: nn.Module) -> None:

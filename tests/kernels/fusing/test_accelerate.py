@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from support.fuse_cases import Foreign, check_same
+from support.norm_stand_ins import Projected
 from torch import nn
 
 import kernels
@@ -155,6 +156,36 @@ def test_freed_memory_is_kept_on_a_cpu(malloc_left_alone):
     kernels.fuse(foreign())
     kernels.accelerate(foreign().to("meta"))
     assert malloc_left_alone == [True]
+
+
+def test_the_last_call_decides_about_memory_order():
+    model = kernels.accelerate(foreign(), channels_last=True)
+    assert not model.stem[0].weight.is_contiguous()
+    kernels.accelerate(model, channels_last=False)
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_notes_outlive_another_fuse():
+    model = kernels.accelerate(foreign(), "bfloat16")
+    notes = list(model.fuse_report.notes)
+    assert notes and kernels.fuse(model).fuse_report.notes == notes
+
+
+def test_what_an_adain_holds_does_not_run():
+    """Its instance norm is torch's own still, and not called: weights may be channels last."""
+    model = nn.ModuleList([nn.Conv2d(3, 4, 3), Projected(4)])
+    kernels.accelerate(model, channels_last=True)
+    assert not model.fuse_report.left and not model[0].weight.is_contiguous()
+
+
+def test_a_norm_alone():
+    norm = nn.InstanceNorm2d(3, affine=True)
+    for _ in range(2):
+        kernels.accelerate(norm, "bfloat16")
+        assert norm.fuse_report.replaced and not norm.fuse_report.left
+    assert norm(X).dtype == torch.float32
+    kernels.unfuse(norm)
+    assert type(norm) is nn.InstanceNorm2d and vars(norm).keys() == vars(nn.InstanceNorm2d(3)).keys()
 
 
 def test_twice_is_once():
@@ -305,6 +336,9 @@ def test_dry_run_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     ]:
         monkeypatch.setattr(sys, "argv", ["kernels.fusing", *words])
         assert program.main() == 2 and text in capsys.readouterr().err
+    (tmp_path / "grouped.py").write_text("import torch\nnet = torch.nn.Sequential(torch.nn.GroupNorm(2, 4))\n")
+    monkeypatch.setattr(sys, "argv", ["kernels.fusing", "grouped.py:net"])
+    assert program.main() == 0 and "stay contiguous" in capsys.readouterr().out  # by rule, not by force
     monkeypatch.setattr(sys, "argv", ["kernels.fusing", "mine.py:net", "--input", "1,x"])
     with pytest.raises(SystemExit):
         program.main()

@@ -3,41 +3,17 @@
 import copy
 import math
 import pickle
-import random
-import time
-from random import random as chance
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.block_cases import Parts, X
 from support.fuse_cases import check_same, fused_copy
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import kernels
 from kernels.fusing import block
-
-X = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-FLAG = True
-
-
-class Parts(nn.Module):
-    """What the blocks below are made of."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.pad = nn.ReflectionPad2d(1)
-        self.conv1 = nn.Conv2d(4, 4, 3)
-        self.conv2 = nn.Conv2d(4, 4, 3)
-        self.norm1 = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
-        self.norm2 = nn.InstanceNorm2d(4, affine=True)
-        self.act = nn.LeakyReLU(0.1, inplace=True)
-        self.body = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4))
-        self.optional = None
-        self.slope = 0.3
-        self.seen = []
-        self.calls = 0
 
 
 class Attributes(Parts):
@@ -167,162 +143,6 @@ def test_arguments():
         torch.testing.assert_close(fused(*args, **options), model(*args, **options))
     with pytest.raises(TypeError, match="missing 1 required positional argument: 's'"):
         fused(X)
-
-
-# ---- what a trace cannot know ----------------------------------------------------------------------------------------
-
-
-class With(Parts):
-    def forward(self, x):
-        with torch.no_grad():
-            y = self.norm1(x)
-        return F.relu(y) + x
-
-
-class Global(Parts):
-    def forward(self, x):
-        y = self.norm1(x)
-        return F.relu(y) if FLAG else y
-
-
-class Counting(Parts):
-    def forward(self, x):
-        self.calls += 1
-        return F.relu(self.norm1(x))
-
-
-class Collecting(Parts):
-    def forward(self, x):
-        y = self.norm1(x)
-        self.seen.append(y)
-        return F.relu(y)
-
-
-class Chance(Parts):
-    def forward(self, x):
-        y = F.relu(self.norm1(x))
-        return y if chance() < 0.5 else y * 2
-
-
-class Drawn(Parts):
-    def forward(self, x):
-        y = F.relu(self.norm1(x))
-        return y * float(torch.rand(()))
-
-
-class Asking(Parts):
-    def forward(self, x):
-        return F.relu(self.norm1(x)) if isinstance(x, torch.Tensor) else x
-
-
-class ByValue(Parts):
-    def forward(self, x):
-        y = F.relu(self.norm1(x))
-        return y if x.shape[0] > 1 else -y
-
-
-class ByGradient(Parts):
-    def forward(self, x):
-        y = F.relu(self.norm1(x))
-        return y if torch.is_grad_enabled() else y * 2
-
-
-class Listed(Parts):
-    def __init__(self):
-        super().__init__()
-        self.norms = nn.ModuleList([self.norm1, self.norm2])
-
-    def forward(self, x):
-        for norm in self.norms:
-            x = F.relu(norm(x))
-        return x
-
-
-class Constant(Parts):
-    def forward(self, x):
-        return F.relu(self.norm1(x) * torch.tensor([2.0])) + F.relu(self.norm2(x))
-
-
-class Printing(Parts):
-    def forward(self, x):
-        print(end="")
-        return F.relu(self.norm1(x))
-
-
-class Checkpointed(Parts):
-    def forward(self, x):
-        return torch.utils.checkpoint.checkpoint(self.act, self.norm1(x), use_reentrant=False)
-
-
-class Timed(Parts):
-    def forward(self, x):
-        return F.relu(self.norm1(x)) * (time.time() > 0)
-
-
-class ReadingAChild(Parts):
-    def forward(self, x):
-        return F.leaky_relu(self.norm1(x), self.act.negative_slope)
-
-
-LEFT = {
-    Printing: "calls `print`",
-    Checkpointed: "calls `checkpoint`",
-    Timed: "uses the module `time`",
-    ReadingAChild: "reads `self.act.negative_slope`",
-    With: "a `with` or `try`",
-    Global: "the global variable `FLAG`",
-    Counting: "changes `self.calls`",
-    Collecting: "`self.seen`, of type list",
-    Chance: "draws random numbers",
-    Drawn: "draws random numbers",
-    Asking: "what `isinstance` says",
-    ByValue: "torch.fx cannot trace its forward",
-    ByGradient: "whether gradients are recorded",
-    Listed: "goes through `self.norms`",
-}
-
-
-@pytest.mark.parametrize("cls", LEFT, ids=lambda cls: cls.__name__)
-def test_a_forward_that_no_trace_holds_is_left(cls):
-    model = cls().double()
-    states = random.getstate(), torch.random.get_rng_state()
-    fused = fused_copy(model)
-    assert random.getstate() == states[0] and torch.equal(torch.random.get_rng_state(), states[1])
-    assert LEFT[cls] in dict(fused.fuse_report.left)[""] and type(fused) is cls
-    assert vars(fused)["calls"] == 0 and not fused.seen
-    for mode in (model, fused):
-        random.seed(3), torch.manual_seed(3)
-        mode.result = mode(X)
-    torch.testing.assert_close(fused.result, model.result)
-
-
-def test_a_norm_does_not_change_places_with_what_writes_or_draws():
-    class Between(Parts):
-        def __init__(self, between):
-            super().__init__()
-            self.between = between
-            self.noisy = nn.Sequential(nn.Dropout(0.5), nn.InstanceNorm2d(4))
-
-        def forward(self, x):
-            x = self.conv1(self.pad(x))
-            y = self.norm1(x) if self.slope else self.noisy(x)
-            x = self.between(x)
-            return y + x
-
-    for between in (nn.ReLU(inplace=True), nn.Sequential(nn.Identity(), nn.LeakyReLU(0.2, True))):
-        model = Between(between).double()
-        fused = fused_copy(model)
-        assert not fused.fuse_report.merged
-        with torch.no_grad():  # with gradients, torch refuses it
-            torch.testing.assert_close(fused(X), model(X))
-    model = Between(nn.Dropout(0.5)).double()
-    model.slope = 0
-    fused = fused_copy(model)
-    assert not fused.fuse_report.merged
-    for each in (model, fused):
-        torch.manual_seed(5)
-        vars(each)["result"] = each(X)
-    torch.testing.assert_close(fused.result, model.result)
 
 
 # ---- changes after fuse ----------------------------------------------------------------------------------------------
@@ -490,3 +310,61 @@ def test_unfuse_gives_back_class_and_attributes():
         assert not any(isinstance(m, block.FusedBlock) for m in back.modules())
         model.load_state_dict(back.state_dict())
         check_same(back, model, X)
+
+
+# ---- what fuse must not go past --------------------------------------------------------------------------------------
+
+
+def test_a_part_keeps_its_precision_inside_a_fused_owner():
+    """The owner would hand its residual to the part, past the autocast that the part was given."""
+    for cls in (Residual, ResidualInPlace):
+        model = cls()
+        part = "body" if cls is Residual else "norm2"
+        kernels.accelerate(model.get_submodule(part), "bfloat16")
+        seen = []
+        model.body[1].register_forward_hook(lambda m, args, y, seen=seen: seen.append(y.dtype))
+        fused = kernels.fuse(model)
+        y = fused(X.float())
+        assert y.dtype == torch.float32 and (cls is ResidualInPlace or seen == [torch.bfloat16])
+        assert not any(text.startswith("the residual") for _, text in fused.fuse_report.merged)
+        kernels.unfuse(fused)
+        assert type(fused.get_submodule(part)) in (nn.Sequential, nn.InstanceNorm2d)
+
+
+def test_a_class_with_names_that_fuse_would_cover_is_left():
+    class Named(Attributes):
+        def run_with(self, x):
+            return x
+
+    model = Named().double()
+    fused = fused_copy(model)
+    assert "an attribute `run_with` of its own" in dict(fused.fuse_report.left)[""] and type(fused) is Named
+    check_same(fused, model, X)
+
+    class Named(nn.Sequential):
+        takes_tail = False
+
+    fused = kernels.fuse(Named(nn.InstanceNorm2d(4), nn.ReLU()))
+    assert "an attribute `takes_tail` of its own" in dict(fused.fuse_report.left)[""]
+    accelerated = kernels.accelerate(type("Outermost", (Attributes,), {"outermost": 3})(), "bfloat16")
+    assert accelerated.outermost == 3
+
+
+def test_a_class_that_acts_on_being_subclassed_is_not():
+    made = []
+
+    class Registry(Attributes):
+        def __init_subclass__(cls, **options):
+            made.append(cls)
+
+    fused = kernels.fuse(Registry())
+    assert "on being subclassed" in dict(fused.fuse_report.left)[""] and not made and type(fused) is Registry
+
+
+def test_an_unpickled_block_is_traced_when_it_is_loaded(monkeypatch):
+    loaded = pickle.loads(pickle.dumps(fused_copy(ResidualInPlace())))
+    assert set(loaded._fused_programs.of_mode) == {True, False}
+    monkeypatch.setattr(torch.fx.Tracer, "trace", lambda *args: pytest.fail("torch.fx changes calls in all threads"))
+    calls = count_merged(monkeypatch)
+    loaded(X.float())
+    assert ("none", True) in calls
