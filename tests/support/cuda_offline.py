@@ -30,6 +30,8 @@ DEVICES = {
     "sm_120": _cuda.Device(0, "sm_120", 170, 101376, 8),  # RTX 5090
 }
 REGISTER_FILE = 65536
+# To compile a room takes 5 to 13 seconds for each: the oldest and the most common by default, all by `pytest -m slow`.
+ARCHITECTURES = [pytest.param(arch, marks=() if arch in ("sm_80", "sm_90") else pytest.mark.slow) for arch in DEVICES]
 RESERVED = 1024  # bytes of shared memory that the system takes of a block
 
 
