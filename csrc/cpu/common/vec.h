@@ -87,8 +87,8 @@ static inline void store(bf16* p, vf v) {
 #else
   // round to nearest, ties to even; a NaN stays one (its payload must not be rounded up into infinity)
   vu u = (vu)v;
-  vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  store_u16(p, (v != v) ? ((u >> 16) | 0x40u) : rounded);
+  vu rounded = u + (0x7fffu + ((u >> 16) & 1u));
+  store_u16(p, ((v != v) ? (u | 0x400000u) : rounded) >> 16);
 #endif
 }
 

@@ -1,14 +1,13 @@
-// The loops of lines.h behind untyped pointers, one record per element type, so that the drivers exist once.
+// The loops of lines.h and spans.h behind untyped pointers, one record per element type, so that the drivers exist once.
 #pragma once
 
-#include "norm/lines.h"
+#include "norm/spans.h"
 
 namespace KERNELS_ISA {
 
 struct Loops {
   int64_t size;  // bytes an element
   void (*line_moments)(const void* x, int64_t n, double* mean, double* m2);
-  void (*span_head)(const void* x, int64_t rows, int64_t c, double* first);
   void (*span_moments)(const void* x, int64_t rows, int64_t c, const float* shift, double* s1, double* s2);
   // [activation][residual given]
   void (*line_forward[4][2])(const void* x, const void* res, void* y, int64_t n, float high, float a, float b, float slope);
@@ -33,11 +32,8 @@ struct Loops {
 template <class T>
 struct Untyped {
   static void line_moments_(const void* x, int64_t n, double* mean, double* m2) { line_moments((const T*)x, n, mean, m2); }
-  static void span_head_(const void* x, int64_t rows, int64_t c, double* first) {
-    visit(rows, c, SpanHead<T>{(const T*)x, c, first});
-  }
   static void span_moments_(const void* x, int64_t rows, int64_t c, const float* shift, double* s1, double* s2) {
-    visit(rows, c, SpanMoments<T>{(const T*)x, c, shift, s1, s2});
+    sum_span(rows, c, s1, s2, SpanMoments<T>{(const T*)x, c, shift});
   }
   template <int ACT, bool RES>
   static void line_forward_(const void* x, const void* res, void* y, int64_t n, float high, float a, float b, float slope) {
@@ -46,7 +42,7 @@ struct Untyped {
   template <int ACT, bool RES>
   static void span_forward_(const void* x, const void* res, void* y, int64_t rows, int64_t c, const float* high,
                             const float* a, const float* b, float slope) {
-    visit<kShort>(rows, c, SpanForward<T, ACT, RES>{(const T*)x, (const T*)res, (T*)y, c, high, a, b, slope});
+    map_span(rows, c, SpanForward<T, ACT, RES>{(const T*)x, (const T*)res, (T*)y, c, high, a, b, slope});
   }
   template <class G, int ACT>
   static void line_sums_(const void* x, const void* g, int64_t n, float high, float a, float b, float slope, double* sums) {
@@ -55,7 +51,7 @@ struct Untyped {
   template <class G, int ACT>
   static void span_sums_(const void* x, const void* g, int64_t rows, int64_t c, const float* high, const float* a,
                          const float* b, float slope, double* s0, double* s1) {
-    visit(rows, c, SpanSums<T, G, ACT>{(const T*)x, (const G*)g, c, high, a, b, slope, s0, s1});
+    sum_span(rows, c, s0, s1, SpanSums<T, G, ACT>{(const T*)x, (const G*)g, c, high, a, b, slope});
   }
   template <class G, int ACT>
   static void line_backward_(const void* x, const void* g, void* dx, int64_t n, float high, float a, float b, float slope,
@@ -65,14 +61,14 @@ struct Untyped {
   template <class G, int ACT>
   static void span_backward_(const void* x, const void* g, void* dx, int64_t rows, int64_t c, const float* high,
                              const float* a, const float* b, const float* p, const float* q, const float* r, float slope) {
-    visit<kShort>(rows, c, SpanBackward<T, G, ACT>{(const T*)x, (const G*)g, (T*)dx, c, high, a, b, p, q, r, slope});
+    map_span(rows, c, SpanBackward<T, G, ACT>{(const T*)x, (const G*)g, (T*)dx, c, high, a, b, p, q, r, slope});
   }
   static void line_affine_(const void* x, void* dx, int64_t n, float high, float q, float r) {
     line_affine((const T*)x, (T*)dx, n, high, q, r);
   }
   static void span_affine_(const void* x, void* dx, int64_t rows, int64_t c, const float* high, const float* q,
                            const float* r) {
-    visit<kShort>(rows, c, SpanAffine<T>{(const T*)x, (T*)dx, c, high, q, r});
+    map_span(rows, c, SpanAffine<T>{(const T*)x, (T*)dx, c, high, q, r});
   }
   static void mirror(void* row_, int64_t w, int64_t pad, int64_t c) {
     T* row = (T*)row_;
@@ -130,7 +126,6 @@ struct Untyped {
     Loops l = {};
     l.size = sizeof(T);
     l.line_moments = line_moments_;
-    l.span_head = span_head_;
     l.span_moments = span_moments_;
     l.line_affine = line_affine_;
     l.span_affine = span_affine_;

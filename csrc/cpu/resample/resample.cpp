@@ -43,12 +43,26 @@ void sum_counted(const Tap<T>* tap, int count, int64_t shift, T* y, int64_t leng
   }
 }
 
+// memcpy where that pays; short rows (16 pixels of 256 planes) cost a call each there, and a few registers here.
 template <class T>
-void sum_taps(const Tap<T>* tap, int count, int64_t shift, T* y, int64_t length) {
-  if (count == 1 && tap[0].weight == 1.0f) {
-    memcpy(y, tap[0].from + shift, (size_t)length * sizeof(T));
+static inline void copy_line(const T* from, T* to, int64_t length) {
+  constexpr int64_t kStep = sizeof(vf) / sizeof(T);
+  if (length > 16 * kStep || length < kStep) {
+    memcpy(to, from, (size_t)length * sizeof(T));
     return;
   }
+  vf piece;
+  for (int64_t i = 0; i + kStep <= length; i += kStep) {
+    memcpy(&piece, from + i, sizeof piece);
+    memcpy(to + i, &piece, sizeof piece);
+  }
+  memcpy(&piece, from + length - kStep, sizeof piece);  // the last ones, some of them again
+  memcpy(to + length - kStep, &piece, sizeof piece);
+}
+
+template <class T>
+void sum_taps(const Tap<T>* tap, int count, int64_t shift, T* y, int64_t length) {
+  if (count == 1 && tap[0].weight == 1.0f) return copy_line(tap[0].from + shift, y, length);
   switch (count) {  // those of the published layers
     case 2: return sum_counted<2>(tap, count, shift, y, length);
     case 4: return sum_counted<4>(tap, count, shift, y, length);
@@ -125,7 +139,7 @@ struct Line {
         for (int64_t i = 0; i < inner; ++i) y[j * inner + i] = x[axis.index[j] * inner + i];
     };
     border(0, columns.low);
-    memcpy(y + columns.low * inner, x + columns.base * inner, (size_t)(columns.groups * inner) * sizeof(T));
+    copy_line(x + columns.base * inner, y + columns.low * inner, columns.groups * inner);
     border(high, axis.outputs);
   }
 };
