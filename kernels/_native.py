@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from kernels._build import LEVELS, ROOMS, SOURCES, load_library
+from kernels._build import LEVELS, NCE_LEVELS, ROOMS, SOURCES, load_library
 from kernels._cache import MODULE, Build, BuildError, cache_root
 
 __all__ = [
@@ -86,8 +86,8 @@ def load() -> ModuleType:
 def _first_load() -> ModuleType:
     global _module, _found
     wanted = os.environ.get("KERNELS_CPU_ISA", "").strip()
-    if wanted and wanted not in LEVELS:  # before a build that takes a minute
-        raise ValueError(f"KERNELS_CPU_ISA: got {wanted!r}, want one of {', '.join(LEVELS)}")
+    if wanted and wanted not in (*LEVELS, *NCE_LEVELS):  # before a build that takes a minute
+        raise ValueError(f"KERNELS_CPU_ISA: got {wanted!r}, want one of {', '.join((*LEVELS, *NCE_LEVELS))}")
     with _deciding:
         if _found is None:
             _found = _find()
@@ -110,7 +110,7 @@ def select_isa(name: str, module: ModuleType | None = None) -> None:
     """Uses the instruction set `name` from now on (`KERNELS_CPU_ISA` sets the first choice)."""
     global _selected
     module = module or load()
-    if name not in module.supported():
+    if name not in (*module.supported(), *module.emulated()):
         raise ValueError(
             f"KERNELS_CPU_ISA: {name!r} does not run here; this machine has {', '.join(module.supported())}"
         )

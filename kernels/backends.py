@@ -197,6 +197,7 @@ def _cpu_lines() -> list[str]:
     has = ", ".join(_native.load().supported())
     return [
         f"cpu        active, {_native.selected_isa()} (this machine: {has})",
+        f"           bfloat16 losses multiply in {_native.load().bfloat16_products()}",
         f"           {_native.built()}",
     ]
 

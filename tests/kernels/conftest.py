@@ -2,11 +2,11 @@ import importlib.util
 
 import pytest
 import torch
-from support.numerics import LEVELS
+from support.numerics import LEVELS, instruction_set
 from support.turns import covering
 from torch.utils._device import _device_constructors
 
-from kernels import _native, backends
+from kernels import backends
 
 # torch collects its constructors once, for default devices: before `poisoned` puts others in their place
 _device_constructors()
@@ -99,10 +99,8 @@ def isa(request):
     """Every instruction set this machine runs, in turn."""
     if not LEVELS:
         pytest.fail(f"the C++ operators did not build: {backends.why_no_cpu()}")
-    before = _native.selected_isa()
-    _native.select_isa(request.param)
-    yield request.param
-    _native.select_isa(before)
+    with instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -96,7 +96,12 @@ def test_forced_implementation(python):
 
 def test_forced_instruction_set(tmp_path, python):
     code = "import kernels; print(kernels.backend_report())"
-    assert "active, baseline" in python(code, KERNELS_CPU_ISA="baseline").stdout
+    said = python(code, KERNELS_CPU_ISA="baseline").stdout
+    assert "active, baseline" in said and "bfloat16 losses multiply in float32" in said
+    for name in _native.load().emulated():  # never chosen, but had by name
+        said = python(code, KERNELS_CPU_ISA=name).stdout
+        assert f"active, {name} (this machine: baseline, " in said and said.count(name) == 1
+        assert "bfloat16 losses multiply in emulated matrix units" in said
     # an operator refuses before a build, the report says why and ends well
     use = f"{code}; import torch; kernels.blur_upsample(torch.ones(1, 1, 4, 4))"
     done = python(use, KERNELS_CPU_ISA="avx9", KERNELS_CACHE=str(tmp_path))

@@ -47,7 +47,7 @@ def calls(path):
     return log.read_text().count("call") if log.exists() else 0
 
 
-ONCE = 1 + len(_build.ROOMS) * (1 + len(_build.LEVELS)) + 1  # calls of a whole build
+ONCE = 1 + len(_build.ROOMS) * (1 + len(_build.LEVELS)) + len(_build.NCE_LEVELS) + 1  # calls of a whole build
 
 
 @pytest.fixture

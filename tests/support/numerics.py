@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -13,12 +15,24 @@ from kernels import _native, backends
 LEVELS = [] if backends.why_no_cpu() else _native.load().supported()
 if os.environ.get("KERNELS_TEST_ISA") == "best":
     LEVELS = LEVELS[-1:]
+# Beside these: what is around the matrix unit, with plain C++ in its place. Only the losses differ from avx2.
+EMULATED = _native.load().emulated() if LEVELS else []
 
 Tensors = dict[str, torch.Tensor | None]
 
 # Beside twice torch's own error: results are rounded to the dtype once by everybody (half an eps of the largest
 # value), and sums of a handful of terms differ by a few roundings without anyone being wrong.
 FLOOR = 4.0
+
+
+@contextlib.contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    before = _native.selected_isa()
+    _native.select_isa(name)
+    try:
+        yield
+    finally:
+        _native.select_isa(before)
 
 
 def make(shape: tuple[int, ...], *names: str, seed: int = 0, mean: float = 0.5, std: float = 2.0) -> Tensors:

@@ -78,17 +78,56 @@ static inline void store_u16(void* p, vu v) {  // lanes below 2^16
 #endif
 }
 
+// Lanes of a and b by turns: a0 b0 a1 b1 and so on, the first half of them in `low`.
+static inline void interleave(vu a, vu b, vu& low, vu& high) {
+#if defined(__AVX512F__)
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i last = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  low = (vu)_mm512_permutex2var_epi32((__m512i)a, first, (__m512i)b);
+  high = (vu)_mm512_permutex2var_epi32((__m512i)a, last, (__m512i)b);
+#elif defined(__AVX2__)
+  const __m256i even = _mm256_unpacklo_epi32((__m256i)a, (__m256i)b);  // of each half
+  const __m256i odd = _mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+  low = (vu)_mm256_permute2x128_si256(even, odd, 0x20);
+  high = (vu)_mm256_permute2x128_si256(even, odd, 0x31);
+#else
+  for (int i = 0; i < W / 2; ++i) {
+    low[2 * i] = a[i], low[2 * i + 1] = b[i];
+    high[2 * i] = a[i + W / 2], high[2 * i + 1] = b[i + W / 2];
+  }
+#endif
+}
+// W rows become columns: interleaving row i with row i + W/2 moves the bits of every element's place round by one.
+static inline __attribute__((always_inline)) void transpose(vu (&v)[W]) {
+#pragma GCC unroll 4
+  for (int n = 1; n < W; n *= 2) {
+    vu next[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; ++i) interleave(v[i], v[i + W / 2], next[2 * i], next[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) v[i] = next[i];
+  }
+}
+
 static inline vf load(const bf16* p) { return (vf)(load_u16(p) << 16); }
 
+// The bits of v as bfloat16, in the low half of each lane.
+static inline vu bf16_bits(vf v) {
+#if defined(__AVX512BF16__)
+  return (vu)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+  // round to nearest, ties to even; a NaN stays one (its payload must not be rounded up into infinity)
+  vu u = (vu)v;
+  vu rounded = u + (0x7fffu + ((u >> 16) & 1u));
+  return ((v != v) ? (u | 0x400000u) : rounded) >> 16;
+#endif
+}
 static inline void store(bf16* p, vf v) {
 #if defined(__AVX512BF16__)
   __m256bh h = _mm512_cvtneps_pbh((__m512)v);
   memcpy(p, &h, sizeof h);
 #else
-  // round to nearest, ties to even; a NaN stays one (its payload must not be rounded up into infinity)
-  vu u = (vu)v;
-  vu rounded = u + (0x7fffu + ((u >> 16) & 1u));
-  store_u16(p, ((v != v) ? (u | 0x400000u) : rounded) >> 16);
+  store_u16(p, bf16_bits(v));
 #endif
 }
 

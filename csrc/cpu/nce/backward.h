@@ -1,7 +1,7 @@
 // Gradients of keys, negatives and log weights: the logits are computed again, block by block of keys.
 #pragma once
 
-#include "nce/tile.h"
+#include "nce/narrow.h"
 
 namespace KERNELS_ISA {
 namespace {
@@ -40,6 +40,8 @@ void positive_rows(const NceArgs& args, const NceLayer& layer, int64_t first_row
   }
 }
 
+constexpr int64_t kTogether = 4 * kLanes;  // queries of one bfloat16 product: its sums are read and written once for them
+
 struct Columns {  // a block of keys, over all queries that meet them
   const NceArgs& args;
   const NceLayer& layer;
@@ -49,21 +51,28 @@ struct Columns {  // a block of keys, over all queries that meet them
   struct Space {
     float *keys, *gradient, *queries, *rows, *logits, *weights, *lanes;
     Norm *norms, *query_norms;
+    bf16 *key_copy, *copy, *factors;  // of bfloat16 products alone
+    uint32_t* query_pairs;
     static int64_t floats(int64_t c) {
-      const int64_t ld = padded(c);
-      return 2 * kKeys * ld + kLanes * (c + ld) + 3 * kKeys * kLanes + 2 * kKeys + 4 * kLanes;
+      const int64_t ld = padded(c), narrow = (kKeys + kLanes + kTogether) / 2 * ld + kKeys * kTogether / 2;
+      return 2 * kKeys * ld + 2 * kLanes * ld + 3 * kKeys * kLanes + 2 * kKeys + 5 * kLanes + (kNarrow ? narrow : 0);
     }
     Space(float* p, int64_t c) {
       const int64_t ld = padded(c);
       keys = p, p += kKeys * ld;
       gradient = p, p += kKeys * ld;
-      queries = p, p += kLanes * c;
+      queries = p, p += kLanes * ld;
       rows = p, p += kLanes * ld;
       logits = p, p += kKeys * kLanes;
       weights = p, p += 2 * kKeys * kLanes;
       norms = (Norm*)p, p += 2 * kKeys;
       query_norms = (Norm*)p, p += 2 * kLanes;
-      lanes = p;
+      lanes = p, p += 3 * kLanes;
+      if (!kNarrow) return;
+      key_copy = (bf16*)p, p += kKeys / 2 * ld;
+      copy = (bf16*)p, p += kLanes / 2 * ld;
+      factors = (bf16*)p, p += kKeys * kTogether / 2;
+      query_pairs = (uint32_t*)p;
     }
   };
 
@@ -72,16 +81,10 @@ struct Columns {  // a block of keys, over all queries that meet them
     const int64_t c = layer.c, ld = padded(c);
     void* out = layer.negatives ? layer.grad_negatives : layer.grad_k;
     const Rows n = directions_of(layer.negatives_or_k(), args.dtype, c, shift + j0, keys, args.normalize, w.keys, w.norms);
-    for (int64_t t = 0; t < count; t += kLanes) {
-      const int64_t lanes = least(count - t, kLanes);
-      const Rows q = directions_of(layer.q, args.dtype, c, row0 + t, lanes, args.normalize, w.rows, w.query_norms);
-      pack_lanes(q, lanes, c, w.queries);
-      product<Single>(n.p, n.ld, 1, w.queries, kLanes, c, w.logits, kLanes, keys, kLanes);
-      logit_gradients(row0 + t, lanes, t, j0, keys, w);
-      if (!out) continue;
-      // columns beyond c of a float32 tensor read as it is do not exist: c is a multiple of kColumns then
-      product<Single>(w.logits, kLanes, 1, q.p, q.ld, lanes, w.gradient, ld, keys, ld, t > 0);
-    }
+    if (in_pairs(args.dtype))
+      sum_pairs(row0, count, shift, j0, keys, out, w);
+    else
+      sum(row0, count, j0, keys, n, out, w);
     if (!out) return;
     for (int64_t j = 0; j < keys; ++j) {
       float* g = w.gradient + j * ld;
@@ -93,10 +96,45 @@ struct Columns {  // a block of keys, over all queries that meet them
     }
   }
 
-  // Products of queries and keys to the factors of the queries in each key's gradient: dz, times the similarity weight.
-  void logit_gradients(int64_t row, int64_t count, int64_t i0, int64_t j0, int64_t keys, Space& w) const {
+  // The gradient of each key's direction.
+  void sum(int64_t row0, int64_t count, int64_t j0, int64_t keys, const Rows& n, bool out, Space& w) const {
+    const int64_t c = layer.c, ld = padded(c);
+    for (int64_t t = 0; t < count; t += kLanes) {
+      const int64_t lanes = least(count - t, kLanes);
+      const Rows q = directions_of(layer.q, args.dtype, c, row0 + t, lanes, args.normalize, w.rows, w.query_norms);
+      pack_lanes(q, lanes, c, w.queries);
+      product<Single>(n.p, n.ld, 1, w.queries, kLanes, c, w.logits, kLanes, keys, kLanes);
+      logit_gradients(row0 + t, lanes, t, j0, keys, nullptr, w);
+      // columns beyond c of a float32 tensor read as it is do not exist: c is a multiple of kColumns then
+      if (out) product<Single>(w.logits, kLanes, 1, q.p, q.ld, lanes, w.gradient, ld, keys, ld, t > 0);
+    }
+  }
+
+  // The same of rows as they lie in memory, each query's part divided by its norm: factors are rounded to bfloat16.
+  void sum_pairs(int64_t row0, int64_t count, int64_t shift, int64_t j0, int64_t keys, bool out, Space& w) const {
+    const int64_t c = layer.c, ld = padded(c);
+    const NarrowRows n = narrow_rows(layer.negatives_or_k(), c, shift + j0, keys, w.key_copy);
+    for (int64_t t0 = 0; t0 < count; t0 += kTogether) {
+      const int64_t together = least(count - t0, kTogether);
+      for (int64_t t = 0; t < together; t += kLanes) {
+        const int64_t lanes = least(together - t, kLanes), row = row0 + t0 + t;
+        const NarrowRows q = narrow_rows(layer.q, c, row, lanes, w.copy);
+        uint32_t* queries = (uint32_t*)w.queries;
+        pack_lane_pairs(q, lanes, queries);
+        narrow_product(n.p, n.ld, queries, kLanes, n.ld, w.logits, kLanes, keys, kLanes);
+        logit_gradients(row, lanes, t0 + t, j0, keys, w.factors + t, w);
+        if (out) pair_rows(q, lanes, c, ld, w.query_pairs + t / 2 * ld);
+      }
+      if (out)
+        narrow_product(w.factors, kTogether, w.query_pairs, ld, up(together, kStep), w.gradient, ld, keys, ld, t0 > 0);
+    }
+  }
+
+  // Products of queries and keys to the factors of the queries in each key's gradient: dz, times the similarity weight. In
+  // place; or of rows that are not normalised to `factors`, (keys, kTogether), zero where there is no query.
+  void logit_gradients(int64_t row, int64_t count, int64_t i0, int64_t j0, int64_t keys, bf16* factors, Space& w) const {
     float *similarity = w.weights, *log_weight = w.weights + kKeys * kLanes;
-    float *lse = w.lanes, *weight = lse + kLanes;
+    float *lse = w.lanes, *weight = lse + kLanes, *norm = weight + kLanes;
     if (layer.similarity_weight.p) weight_tile(layer.similarity_weight, layer.s, row, count, j0, keys, similarity);
     if (layer.log_weight.p) weight_tile(layer.log_weight, layer.s, row, count, j0, keys, log_weight);
     for (int64_t i = 0; i < kLanes; ++i) {  // lanes without a query have weight 0
@@ -104,12 +142,14 @@ struct Columns {  // a block of keys, over all queries that meet them
       // without any negative z is -inf, and so must z - lse be
       lse[i] = i < count && args.stats[at] != -INFINITY ? args.stats[at] : 0;
       weight[i] = i < count ? args.stats[args.rows + at] * args.grad[at] : 0;
+      norm[i] = factors && i < count ? args.stats[2 * args.rows + at] : 1;
     }
     const int64_t diagonal = layer.negatives ? -1 : i0 - j0;
     for (int64_t j = 0; j < keys; ++j) {
+      const float scale = inverse_t * (factors ? w.norms[j].inverse : 1);
       for (int64_t v = 0; v < kLanes; v += W) {
         float* z_ = w.logits + j * kLanes + v;
-        vf z = load(z_) * inverse_t;
+        vf z = load(z_) * (scale * load(norm + v));
         if (layer.similarity_weight.p) z *= load(similarity + j * kLanes + v);
         if (layer.log_weight.p) z += load(log_weight + j * kLanes + v);
         z -= load(lse + v);
@@ -122,7 +162,10 @@ struct Columns {  // a block of keys, over all queries that meet them
           factor[lane] = -weight[v + lane];
         }
         if (layer.grad_log_weight) store(w.weights + j * kLanes + v, dz);
-        store(z_, factor);
+        if (factors)
+          store(factors + j * kTogether + v, first_lanes(factor * load(norm + v), (int)(count - v)));
+        else
+          store(z_, factor);
       }
     }
     if (layer.grad_log_weight)  // similarity weights of this tile have been used

@@ -4,7 +4,7 @@
 // the cache. The gradient is gathered beside it as attention gathers its values, rescaled when a maximum grows.
 #pragma once
 
-#include "nce/tile.h"
+#include "nce/narrow.h"
 
 namespace KERNELS_ISA {
 namespace {
@@ -21,11 +21,11 @@ struct Forward {
     Norm* norms;
     static int64_t floats(int64_t c, int64_t rows) {
       const int64_t ld = padded(c);
-      return c * rows + ld * rows + 3 * kKeys * kLanes + kKeys * ld + kLanes * ld + ld + 3 * kKeys + 7 * rows;
+      return 2 * ld * rows + 3 * kKeys * kLanes + kKeys * ld + kLanes * ld + ld + 3 * kKeys + 7 * rows;
     }
     Space(float* p, int64_t c, int64_t count) {
       const int64_t ld = padded(c);
-      queries = p, p += c * count;
+      queries = p, p += ld * count;
       gradient = p, p += ld * count;
       logits = p, p += kKeys * kLanes;
       weights = p, p += 2 * kKeys * kLanes;
@@ -36,6 +36,10 @@ struct Forward {
       norms = (Norm*)p, p += 2 * kKeys;
       lanes = p;  // 7 numbers per query
     }
+    // bfloat16 takes the memory of float32 keys for two things, and that of the weights of a tile after their use.
+    uint32_t* key_pairs() const { return (uint32_t*)keys; }
+    bf16* copy(int64_t c) const { return (bf16*)(keys + kKeys / 2 * padded(c)); }
+    bf16* factors() const { return (bf16*)weights; }
   };
 
   // One number per query each.
@@ -49,25 +53,27 @@ struct Forward {
   // Queries row0 to row0 + count of the layer (count <= Space's rows): of one problem, unless negatives are shared.
   void run(int64_t row0, int64_t count, Space& w) const {
     const int64_t c = layer.c, ld = padded(c), tiles = (count + kLanes - 1) / kLanes;
-    const bool pairs = in_pairs(args.dtype, c);
+    const bool pairs = in_pairs(args.dtype);
     Lanes lane(w.lanes, tiles * kLanes);
     for (int64_t t = 0; t < tiles; ++t) begin(row0 + t * kLanes, least(count - t * kLanes, kLanes), t, lane, w);
     const int64_t problem = row0 / layer.s, shift = layer.negatives && layer.shared ? 0 : problem * layer.m;
     for (int64_t j0 = 0; j0 < layer.m; j0 += kKeys) {
       const int64_t keys = least(layer.m - j0, kKeys);
-      const bf16* raw = (const bf16*)layer.negatives_or_k() + (shift + j0) * c;
       Rows n = {};
-      if (!pairs)
+      NarrowRows raw = {};
+      if (pairs)
+        raw = narrow_rows(layer.negatives_or_k(), c, shift + j0, keys, w.copy(c));
+      else
         n = directions_of(layer.negatives_or_k(), args.dtype, c, shift + j0, keys, args.normalize, w.keys, w.norms);
-      for (int64_t j = 0; j < keys; ++j)
-        w.scale[j] = pairs && args.normalize ? inverse_norm((double)square(raw + j * c, c)) : 1;
-      if (pairs && layer.dq_unscaled) pair_rows(raw, c, keys, ld, (uint32_t*)w.keys);
+      for (int64_t j = 0; j < keys; ++j) w.scale[j] = 1;
+      if (pairs && args.normalize) inverse_norms(raw, keys, c, w.scale);
+      if (pairs && layer.dq_unscaled) pair_rows(raw, keys, c, ld, w.key_pairs());
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t lanes = least(count - t * kLanes, kLanes);
-        const float* q = w.queries + t * c * kLanes;
+        const float* q = w.queries + t * ld * kLanes;
         float *gradient = w.gradient + t * kLanes * ld, *keep = lane.keep + t * kLanes;
         if (pairs)
-          product<Pair>((const uint32_t*)raw, c / 2, 1, (const uint32_t*)q, kLanes, c / 2, w.logits, kLanes, keys, kLanes);
+          narrow_product(raw.p, raw.ld, (const uint32_t*)q, kLanes, raw.ld, w.logits, kLanes, keys, kLanes);
         else
           product<Single>(n.p, n.ld, 1, q, kLanes, c, w.logits, kLanes, keys, kLanes);
         soften(row0 + t * kLanes, lanes, j0, keys, t * kLanes, lane, w);
@@ -76,9 +82,8 @@ struct Forward {
           product<Single>(w.logits, 1, kLanes, n.p, n.ld, keys, gradient, ld, lanes, ld, j0 > 0, keep);
           continue;
         }
-        uint32_t* p = (uint32_t*)w.weights;  // those of this tile have been used
-        pair_rows(w.logits, kLanes, keys, kLanes, p);
-        product<Pair>(p, 1, kLanes, (const uint32_t*)w.keys, ld, (keys + 1) / 2, gradient, ld, lanes, ld, j0 > 0, keep);
+        lanes_as_rows(w.logits, keys, w.factors());
+        narrow_product(w.factors(), kKeys, w.key_pairs(), ld, up(keys, kStep), gradient, ld, lanes, ld, j0 > 0, keep);
       }
     }
     for (int64_t i = 0; i < count; ++i) finish(row0 + i, i, lane, w);
@@ -87,9 +92,9 @@ struct Forward {
   // A tile's queries as lanes, their positives and norms.
   void begin(int64_t row0, int64_t count, int64_t t, Lanes& lane, Space& w) const {
     const int64_t at = t * kLanes;
-    const bool pairs = in_pairs(args.dtype, layer.c);
-    float* to = w.queries + t * layer.c * kLanes;
-    if (pairs) pack_lane_pairs(rows_of(layer.q, args.dtype, layer.c, row0, count, w.rows), count, layer.c, (uint32_t*)to);
+    const bool pairs = in_pairs(args.dtype);
+    float* to = w.queries + t * padded(layer.c) * kLanes;
+    if (pairs) pack_lane_pairs(narrow_rows(layer.q, layer.c, row0, count, w.copy(layer.c)), count, (uint32_t*)to);
     const Rows q = directions_of(layer.q, args.dtype, layer.c, row0, count, args.normalize, w.rows, lane.norms + at);
     if (!pairs) pack_lanes(q, count, layer.c, to);
     for (int64_t i = 0; i < count; ++i) {

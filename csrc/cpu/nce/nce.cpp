@@ -1,16 +1,35 @@
 // Contrastive losses on patch features (kernels/nce): how the work is handed to threads.
+#include "nce/nce.h"
+
+#if defined(KERNELS_AMX) && !defined(KERNELS_AMX_PLAIN) && !defined(__clang__) && __GNUC__ < 11
+// Assemblers of that age do not know the instructions: this level is not offered.
+namespace KERNELS_ISA {
+NceTable nce_table() { return {}; }
+}  // namespace KERNELS_ISA
+#else
+
 #include "nce/backward.h"
 #include "nce/forward.h"
 
 namespace KERNELS_ISA {
 namespace {
 
+#if defined(KERNELS_AMX_PLAIN)
+constexpr const char* kBFloat16Products = "emulated matrix units";
+#elif defined(KERNELS_AMX)
+constexpr const char* kBFloat16Products = "matrix units (AMX)";
+#elif defined(__AVX512BF16__)
+constexpr const char* kBFloat16Products = "pairs (AVX512-BF16)";
+#else
+constexpr const char* kBFloat16Products = "float32";
+#endif
+
 constexpr int64_t kMostRows = 256;  // of a task: its keys are read, and normalised, once for so many queries
 
 // Tasks differ in size, so threads take the next one when they are done. Which thread takes which changes no result.
-// f(task, space); space holds `floats` for one thread.
+// f(task, space); space holds `floats` for one thread. `pairs`: f multiplies bfloat16.
 template <class F>
-int share(ParallelFor parallel, int64_t threads, int64_t tasks, int64_t floats, F f) {
+int share(ParallelFor parallel, int64_t threads, bool pairs, int64_t tasks, int64_t floats, F f) {
   int64_t next = 0;
   int failed = 0;
   run(parallel, least(threads, tasks), 1, [&](int64_t begin, int64_t end) {
@@ -19,11 +38,16 @@ int share(ParallelFor parallel, int64_t threads, int64_t tasks, int64_t floats, 
       __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
       return;
     }
-    for (;;) {
-      const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-      if (task >= tasks) return;
-      f(task, space.floats());
-    }
+    const auto work = [&] {
+      for (;;) {
+        const int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+        if (task >= tasks) return;
+        f(task, space.floats());
+      }
+    };
+    if (!pairs) return work();
+    const NarrowUnit unit;
+    work();
   });
   return failed;
 }
@@ -65,7 +89,8 @@ int forward(const NceArgs& args, ParallelFor parallel) {
     tasks += tasks_of(args.layers[i]);
     if (args.layers[i].c > width) width = args.layers[i].c;
   }
-  return share(parallel, args.threads, tasks, Forward::Space::floats(width, kMostRows), [&](int64_t task, float* space) {
+  const int64_t floats = Forward::Space::floats(width, kMostRows);
+  return share(parallel, args.threads, in_pairs(args.dtype), tasks, floats, [&](int64_t task, float* space) {
     int64_t first_row;
     const NceLayer& layer = layer_of(args, task, first_row, tasks_of);
     const int64_t in_group = group_rows(layer), rows = rows_of_task(layer), each = pieces(in_group, rows);
@@ -95,7 +120,8 @@ int backward(const NceArgs& args, ParallelFor parallel) {
   // rows alone are scaled in microseconds: not worth waking a thread for less than 256 KB of them
   const int64_t threads = recompute ? args.threads : least(args.threads, pieces(args.rows * width, 65536));
   const int64_t floats = recompute ? Columns::Space::floats(width) : 3 * padded(width);
-  return share(parallel, threads, tasks, floats, [&](int64_t task, float* space) {
+  const bool pairs = recompute && in_pairs(args.dtype);
+  return share(parallel, threads, pairs, tasks, floats, [&](int64_t task, float* space) {
     int64_t first_row;
     const NceLayer& layer = layer_of(args, task, first_row, tasks_of);
     const int64_t blocks = pieces(layer.m, kKeys);
@@ -115,6 +141,8 @@ int backward(const NceArgs& args, ParallelFor parallel) {
 
 }  // namespace
 
-NceTable nce_table() { return {forward, backward}; }
+NceTable nce_table() { return {forward, backward, kBFloat16Products}; }
 
 }  // namespace KERNELS_ISA
+
+#endif

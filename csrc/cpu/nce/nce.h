@@ -34,4 +34,5 @@ struct NceArgs {
 struct NceTable {  // one per instruction set; each returns 0, or 1 when scratch memory could not be had
   int (*forward)(const NceArgs&, ParallelFor);
   int (*backward)(const NceArgs&, ParallelFor);
+  const char* bfloat16;  // what multiplies such features, for the report
 };

@@ -1,5 +1,5 @@
-// A small matrix product: C = diag(keep) C + A B, C in float32 and in registers; A and B float32, or pairs of bfloat16 whose
-// products one instruction adds in float32.
+// Small matrix products: C = diag(keep) C + A B, C in float32 and in registers; A and B float32, or bfloat16 where the
+// processor multiplies that faster (`narrow_product`).
 //
 // A is read by the element with any strides and B by the vector, so none of the three products of the losses needs its
 // operands packed: keys are the A of the logits (one row of C per key, one lane per query) and the B of q's gradient.
@@ -8,6 +8,9 @@
 #pragma once
 
 #include "common/vec.h"
+#if defined(KERNELS_AMX)
+#include "nce/amx.h"
+#endif
 
 namespace KERNELS_ISA {
 namespace {
@@ -25,7 +28,6 @@ struct Single {  // one float32 term a step
 };
 
 #if defined(__AVX512BF16__)
-constexpr bool kPairs = true;
 struct Pair {  // two bfloat16 terms a step, the first in the low half
   typedef uint32_t Scalar;
   typedef __m512bh Vector;
@@ -37,13 +39,6 @@ struct Pair {  // two bfloat16 terms a step, the first in the low half
   static vf add(vf sum, Vector x, uint32_t s) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, x, (__m512bh)_mm512_set1_epi32((int)s));
   }
-};
-#else
-constexpr bool kPairs = false;
-struct Pair : Single {  // never used: lets the same source compile
-  typedef uint32_t Scalar;
-  static Vector take(const uint32_t*) { return vf{}; }
-  static vf add(vf sum, vf, uint32_t) { return sum; }
 };
 #endif
 
@@ -92,6 +87,68 @@ void product(const S* a, int64_t ar, int64_t ak, const S* b, int64_t bk, int64_t
   for (; r < rows; ++r)
     product_rows<T, 1>(a + r * ar, ar, ak, b, bk, n, c + r * cr, cr, columns, add, keep ? keep + r : keep);
 }
+
+// The same of bfloat16: A by rows, `ar` apart; B as pairs of rows beside each other, which A's terms 2k and 2k + 1 meet. n is
+// a multiple of kStep, columns one of 32; of A and C up(rows, kRowStep) rows exist. kNarrow: there is such a product; kNarrowAlone:
+// no other is called.
+#if defined(KERNELS_AMX)
+constexpr bool kNarrow = true, kNarrowAlone = true;
+constexpr int kStep = kTileTerms, kRowStep = kTileRows;
+typedef Tiles NarrowUnit;  // lives while a thread calls narrow_product
+
+// R times 16 rows and 32 columns of C in tiles 0 to 3, A in 4 and 5, B in 6 and 7: four products for four loads.
+template <int R>
+inline void tile_block(const bf16* a, int64_t ar, const uint32_t* b, int64_t bk, int64_t n, float* c, int64_t cr, bool add) {
+  const int64_t lower = kTileRows;
+  if (add) {
+    tile_load<0>(c, cr * 4), tile_load<1>(c + 16, cr * 4);
+    if (R == 2) tile_load<2>(c + lower * cr, cr * 4), tile_load<3>(c + lower * cr + 16, cr * 4);
+  } else {
+    tile_zero<0>(), tile_zero<1>();
+    if (R == 2) tile_zero<2>(), tile_zero<3>();
+  }
+  for (int64_t k = 0; k < n; k += kTileTerms) {
+    tile_load<6>(b + k / 2 * bk, bk * 4), tile_load<4>(a + k, ar * 2);
+    tile_product<0, 4, 6>();
+    tile_load<7>(b + k / 2 * bk + 16, bk * 4);
+    tile_product<1, 4, 7>();
+    if (R == 1) continue;
+    tile_load<5>(a + lower * ar + k, ar * 2);
+    tile_product<2, 5, 6>(), tile_product<3, 5, 7>();
+  }
+  tile_store<0>(c, cr * 4), tile_store<1>(c + 16, cr * 4);
+  if (R == 2) tile_store<2>(c + lower * cr, cr * 4), tile_store<3>(c + lower * cr + 16, cr * 4);
+}
+
+void narrow_product(const bf16* a, int64_t ar, const uint32_t* b, int64_t bk, int64_t n, float* c, int64_t cr, int64_t rows,
+                    int64_t columns, bool add = false, const float* keep = nullptr) {
+  for (int64_t r = 0; add && keep && r < rows; ++r) {
+    if (keep[r] == 1) continue;  // most often: maxima grow over the first keys
+    for (float* to = c + r * cr; to < c + r * cr + columns; to += W) store(to, load(to) * keep[r]);
+  }
+  for (int64_t x = 0; x < columns; x += 32) {
+    int64_t r = 0;
+    for (; r + kTileRows < rows; r += 2 * kTileRows) tile_block<2>(a + r * ar, ar, b + x, bk, n, c + r * cr + x, cr, add);
+    if (r < rows) tile_block<1>(a + r * ar, ar, b + x, bk, n, c + r * cr + x, cr, add);
+  }
+}
+#elif defined(__AVX512BF16__)
+constexpr bool kNarrow = true, kNarrowAlone = false;
+constexpr int kStep = 2, kRowStep = 1;
+struct NarrowUnit {};
+
+void narrow_product(const bf16* a, int64_t ar, const uint32_t* b, int64_t bk, int64_t n, float* c, int64_t cr, int64_t rows,
+                    int64_t columns, bool add = false, const float* keep = nullptr) {
+  product<Pair>((const uint32_t*)a, ar / 2, 1, b, bk, n / 2, c, cr, rows, columns, add, keep);
+}
+#else
+constexpr bool kNarrow = false, kNarrowAlone = false;
+constexpr int kStep = 2, kRowStep = 1;
+struct NarrowUnit {};
+
+void narrow_product(const bf16*, int64_t, const uint32_t*, int64_t, int64_t, float*, int64_t, int64_t, int64_t, bool = false,
+                    const float* = nullptr) {}  // never called
+#endif
 
 }  // namespace
 }  // namespace KERNELS_ISA

@@ -53,7 +53,8 @@ void narrow(float* from, int64_t dtype, int64_t n, void* to, bool row_of_zeros) 
   narrow(from, n, (f16*)to);
 }
 
-float dot(const float* a, const float* b, int64_t n) {
+template <class T>
+float dot(const T* a, const T* b, int64_t n) {
   vf total[2] = {};
   int64_t c = 0;
   for (; c + 2 * W <= n; c += 2 * W) {
@@ -74,8 +75,8 @@ struct Rows {
   int64_t ld;
   const float* row(int64_t i) const { return p + i * ld; }
 };
-static inline int64_t padded(int64_t c) { return up(c, kColumns); }
-static inline bool as_is(int64_t dtype, int64_t c) { return dtype == kFloat32 && c % kColumns == 0; }
+static inline int64_t padded(int64_t c) { return up(c, kNarrow ? 32 : kColumns); }
+static inline bool as_is(int64_t dtype, int64_t c) { return dtype == kFloat32 && c == padded(c); }
 
 Rows rows_of(const void* base, int64_t dtype, int64_t c, int64_t first, int64_t count, float* copy) {
   const char* from = (const char*)base + first * c * size_of(dtype);
@@ -94,27 +95,39 @@ struct Norm {
   float inverse, back;
 };
 static inline float inverse_norm(double square) { return (float)(1 / (sqrt(square) + (double)kEps)); }
-static inline Norm norm_of(const float* row, int64_t c, bool normalize) {
-  if (!normalize) return {1, 0};
+template <class T>
+Norm norm_of(const T* row, int64_t c) {
   // in double: an error of the inverse is one of the temperature, which magnifies it 14 times
   const double norm = sqrt((double)dot(row, row, c)), sum = norm + (double)kEps;
   return {(float)(1 / sum), norm > 0 ? (float)(sum / norm) : 0};
+}
+
+template <class T>
+void divide_rows(const T* from, int64_t c, int64_t count, float* to, Norm* norms) {
+  const int64_t ld = padded(c);
+  for (int64_t i = 0; i < count; ++i, from += c, to += ld) {
+    norms[i] = norm_of(from, c);
+    const float f = norms[i].inverse;
+    int64_t x = 0;
+    for (; x + W <= c; x += W) store(to + x, load(from + x) * f);
+    if (x < c) store(to + x, load_first(from + x, (int)(c - x)) * f), x += W;
+    for (; x < ld; x += W) store(to + x, vf{});
+  }
 }
 
 // The rows divided by (norm + eps), always a copy; or, not normalised, as they are. Dividing element by element leaves
 // roundings that average out in a product; scaling the product by two inverses leaves theirs (3 to 10 times the error).
 Rows directions_of(const void* base, int64_t dtype, int64_t c, int64_t first, int64_t count, bool normalize, float* copy,
                    Norm* norms) {
-  const Rows rows = rows_of(base, dtype, c, first, count, copy);
-  const int64_t ld = padded(c);
-  for (int64_t i = 0; i < count; ++i) {
-    norms[i] = norm_of(rows.row(i), c, normalize);
-    if (!normalize) continue;
-    const float *from = rows.row(i), f = norms[i].inverse;
-    float* to = copy + i * ld;
-    for (int64_t x = 0; x < ld; x += W) store(to + x, load(from + x) * f);
+  if (!normalize) {
+    for (int64_t i = 0; i < count; ++i) norms[i] = {1, 0};
+    return rows_of(base, dtype, c, first, count, copy);
   }
-  return normalize ? Rows{copy, ld} : rows;
+  const char* from = (const char*)base + first * c * size_of(dtype);
+  if (dtype == kFloat32) divide_rows((const float*)from, c, count, copy, norms);
+  else if (dtype == kBFloat16) divide_rows((const bf16*)from, c, count, copy, norms);
+  else divide_rows((const f16*)from, c, count, copy, norms);
+  return {copy, padded(c)};
 }
 
 // The gradient of a row from that of the normalised row, `g`, which has been divided by (norm + eps) already: in place.
@@ -133,69 +146,6 @@ void pack_lanes(const Rows& rows, int64_t count, int64_t c, float* to) {
       for (int64_t y = x; y < last; ++y) to[y * kLanes + i] = rows.row(i)[y];
     for (int64_t i = count; i < kLanes; ++i)
       for (int64_t y = x; y < last; ++y) to[y * kLanes + i] = 0;
-  }
-}
-
-// bfloat16 with an even number of columns goes in pairs where the machine multiplies them: twice the speed, and exact
-// products. Keys are then read as they lie in memory.
-static inline bool in_pairs(int64_t dtype, int64_t c) { return kPairs && dtype == kBFloat16 && c % 2 == 0; }
-
-static inline uint32_t bits_of(float v) {
-  uint32_t u;
-  memcpy(&u, &v, 4);
-  return u;
-}
-
-// The same of rows that came from bfloat16: to[c / 2][lane], two columns in each.
-void pack_lane_pairs(const Rows& rows, int64_t count, int64_t c, uint32_t* to) {
-  for (int64_t x = 0; x < c; x += 16) {
-    const int64_t last = least(x + 16, c);
-    for (int64_t i = 0; i < count; ++i) {
-      const float* from = rows.row(i);
-      for (int64_t y = x; y < last; y += 2) to[y / 2 * kLanes + i] = bits_of(from[y]) >> 16 | (bits_of(from[y + 1]) & ~0xffffu);
-    }
-    for (int64_t i = count; i < kLanes; ++i)
-      for (int64_t y = x; y < last; y += 2) to[y / 2 * kLanes + i] = 0;
-  }
-}
-
-float square(const bf16* row, int64_t c) {
-  vf total[2] = {};
-  int64_t x = 0;
-  for (; x + 2 * W <= c; x += 2 * W) {
-    const vf a = load(row + x), b = load(row + x + W);
-    total[0] += a * a;
-    total[1] += b * b;
-  }
-  for (; x < c; x += W) {
-    const vf a = load_first(row + x, (int)least(c - x, W));
-    total[0] += a * a;
-  }
-  return sum(total[0] + total[1]);
-}
-
-// Two rows of a tile or of keys beside each other, column by column: to[row / 2][x]. An odd last row pairs with zeros.
-void pair_rows(const float* from, int64_t ld, int64_t rows, int64_t columns, uint32_t* to) {  // columns: a multiple of W
-  for (int64_t j = 0; j < rows; j += 2)
-    for (int64_t x = 0; x < columns; x += W) {
-      bf16 narrow_[2][W];
-      store(narrow_[0], load(from + j * ld + x));
-      store(narrow_[1], j + 1 < rows ? load(from + (j + 1) * ld + x) : vf{});
-      const vu both = load_u16(narrow_[0]) | load_u16(narrow_[1]) << 16;
-      memcpy(to + j / 2 * columns + x, &both, sizeof both);
-    }
-}
-void pair_rows(const bf16* from, int64_t c, int64_t rows, int64_t columns, uint32_t* to) {  // columns from c on are zero
-  for (int64_t j = 0; j < rows; j += 2) {
-    const bf16 *even = from + j * c, *odd = even + c;
-    uint32_t* pair = to + j / 2 * columns;
-    const bool alone = j + 1 == rows;
-    int64_t x = 0;
-    for (; x + W <= c; x += W) {
-      const vu both = load_u16(even + x) | (alone ? vu{} : load_u16(odd + x) << 16);
-      memcpy(pair + x, &both, sizeof both);
-    }
-    for (; x < columns; ++x) pair[x] = x < c ? even[x].bits | (alone ? 0u : (uint32_t)odd[x].bits << 16) : 0;
   }
 }
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from support.nce_numerics import check, ours, outcome, problem, rounded, stock
-from support.numerics import LEVELS, error
+from support.numerics import LEVELS, error, instruction_set
 
 import kernels
-from kernels import _native
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 
@@ -22,6 +21,7 @@ SIZES = [
     (2, 9, 16, 1, "one negative"),
     (2, 33, 38, 130, "negatives of a block and a rest"),
     (1, 300, 64, 257, "more queries than a task takes"),
+    (2, 48, 64, 144, "keys of a tile and a half behind a block, read where they lie"),
 ]
 OPTIONS = [{}, {"normalize": True}, {"decoupled": True}, {"normalize": True, "decoupled": True, "temperature": 0.5}]
 
@@ -124,14 +124,15 @@ def test_negatives_left_out_by_a_weight(isa):
         assert not got["dnegatives"][~kept].any()
 
 
-def test_same_bits_for_any_number_of_threads():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_same_bits_for_any_number_of_threads(isa, dtype):
     given = problem(3, 100, 40, 300, weights=True)
     before = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2, 3, 8):
             torch.set_num_threads(count)
-            results.append(outcome(ours("cpu", normalize=True), given, torch.float32))
+            results.append(outcome(ours("cpu", normalize=True), given, dtype))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -142,11 +143,9 @@ def test_same_bits_for_any_number_of_threads():
 def test_instruction_sets_agree():
     """A row's bits may differ between instruction sets, its value may not."""
     given, results = problem(2, 70, 40), []
-    before = _native.selected_isa()
     for level in LEVELS:
-        _native.select_isa(level)
-        results.append(outcome(ours("cpu"), given, torch.float32))
-    _native.select_isa(before)
+        with instruction_set(level):
+            results.append(outcome(ours("cpu"), given, torch.float32))
     for other in results[1:]:
         for name, t in results[0].items():
             torch.testing.assert_close(other[name], t, rtol=1e-4, atol=1e-5)

@@ -104,3 +104,41 @@ def test_compiled_with_an_empty_layer():
         loss = f(*inputs)
         results.append([loss, *torch.autograd.grad(loss, inputs)])
     torch.testing.assert_close(*results)
+
+
+GUARDED = """
+import ctypes, mmap
+import torch, kernels
+from kernels import _native
+
+kept = []
+
+def at_the_end(t):
+    size, page = t.numel() * t.element_size(), mmap.PAGESIZE
+    pages = -(-size // page) * page
+    memory = mmap.mmap(-1, pages + page)
+    kept.append(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + pages
+    assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), page, 0)  # PROT_NONE
+    t = torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=pages - size).view(t.shape).copy_(t)
+    return t.requires_grad_()
+
+for level in (*_native.load().supported(), *_native.load().emulated()):
+    _native.select_isa(level)
+    for b, s, c, m in ((1, 33, 32, None), (2, 17, 37, None), (1, 5, 64, 135), (1, 40, 6, 50)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            shapes = [(b, s, c), (b, s, c), *([(m, c)] if m else [])]
+            given = [at_the_end(torch.randn(shape).to(dtype)) for shape in shapes]
+            for normalize in (False, True):
+                loss = kernels.patch_nce_loss(
+                    *given[:2], negatives=given[2] if m else None, normalize=normalize, detach_keys=False
+                )
+                torch.autograd.grad(loss, given)
+print("read", len(kept))
+"""
+
+
+def test_nothing_beyond_a_tensor_is_read(forked):
+    """Each tensor ends where memory ends: a vector or a tile of rows that are not there would end the process."""
+    done = forked(GUARDED)
+    assert done.returncode == 0 and "read" in done.stdout, (done.returncode, done.stderr)
