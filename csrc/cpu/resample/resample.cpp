@@ -135,8 +135,12 @@ struct Line {
 
   void copy(const T* x, T* y) const {
     const auto border = [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j)
-        for (int64_t i = 0; i < inner; ++i) y[j * inner + i] = x[axis.index[j] * inner + i];
+      for (int64_t j = begin; j < end; ++j) {
+        if (inner == 1)
+          y[j] = x[axis.index[j]];
+        else
+          memcpy(y + j * inner, x + axis.index[j] * inner, (size_t)inner * sizeof(T));
+      }
     };
     border(0, columns.low);
     copy_line(x + columns.base * inner, y + columns.low * inner, columns.groups * inner);
