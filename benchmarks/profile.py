@@ -7,6 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
+
+import torch
 
 import kernels
 from benchmarks import zoo
@@ -16,10 +19,12 @@ from benchmarks.engine.report import provenance, write_files
 from benchmarks.engine.work import Json
 from benchmarks.systems.step_profile import KINDS, profiled, quickest
 from benchmarks.systems.turns import LIMITS
+from i2i.devices import format_name
 from i2i.errors import UsageError
 from i2i.methods import METHODS
 
 ROUNDS = 3
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,6 +42,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", choices=METHODS, default="cut", help="default cut")
     parser.add_argument("--precision", choices=LIMITS, default="float32", help="default float32")
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: the method's own)")
+    parser.add_argument(
+        "--memory-format",
+        choices=FORMATS,
+        help="of ours, plain torch and careful Python (default: the one that suits this machine)",
+    )
     return parser.parse_args(argv)
 
 
@@ -53,9 +63,13 @@ def profile_and_report(asked: argparse.Namespace, settings: Json) -> int:
         settings = settings | {"crop_size": asked.size}
     kernels.keep_freed_memory()  # as i2i's trainer does
     run = Run("benchmarks.profile", device)
-    rows = [measured(asked, name, settings) for name in zoo.names(asked.method)]
+    form = kernels.preferred_memory_format(device, getattr(torch, asked.precision))
+    if asked.memory_format is not None:
+        form = FORMATS[asked.memory_format]
+    with mock.patch.object(kernels, "preferred_memory_format", lambda *_, **__: form):
+        rows = [measured(asked, name, settings) for name in zoo.names(asked.method)]
     result = run.result(rows, interrupted=False, other_load=None, method=asked.method, precision=asked.precision)
-    result |= {"settings": settings}
+    result |= {"settings": settings, "memory_format": format_name(form)}
     paths = write(result, folder)
     print("\n".join([*table(rows), "", *map(str, paths)]))
     return int(any(row["status"] != "ok" for row in rows))
@@ -100,7 +114,8 @@ def markdown(result: Json) -> str:
     title = f"Profile of a training step of {result['method']}, {result['precision']}"
     steps = max((row.get("steps", 1) for row in result["rows"]), default=1)
     about = "Milliseconds, and their share, of the quickest step after the first, by torch's profiler: self times, "
-    about += "copies apart from the operators they are made for. The profiler itself costs the small calls most."
+    about += "copies apart from the operators they are made for. The profiler itself costs the small calls most. "
+    about += f"Maps are {result['memory_format']}, but for those of the published form, which are contiguous."
     if steps > 1:
         about += f" Of {steps} steps together, in which all networks have their updates."
     lines = [f"# {title}{f', {given}' if given else ''}", "", *provenance(result), "", about, ""]

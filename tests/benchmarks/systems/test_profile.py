@@ -116,6 +116,25 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert "| convolutions |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", ["contiguous", "channels_last"])
+def test_the_memory_format_can_be_chosen(form, tmp_path, monkeypatch):
+    seen = []
+
+    def built(*given):
+        model, images, steps = contestant(*given)
+        seen.append(model.form)
+        return model, images, steps
+
+    contestant = zoo.contestant
+    monkeypatch.setattr(zoo, "names", lambda method: ["fused"])
+    monkeypatch.setattr(zoo, "contestant", built)
+    preferred = kernels.preferred_memory_format
+    words = ["--size", "32", "--rounds", "1", "--output", str(tmp_path), "--memory-format", form]
+    assert profile.main(words, TINY) == 0
+    assert seen == [profile.FORMATS[form]] and kernels.preferred_memory_format is preferred
+    assert f"Maps are {form.replace('_', ' ')}," in (tmp_path / "profile_cut_float32.md").read_text()
+
+
 def test_on_a_gpu_it_says_where_to_look(capsys):
     assert profile.main(["--device", "cuda"]) == 2
     assert "--device: got cuda, want cpu" in capsys.readouterr().err
