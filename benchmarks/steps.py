@@ -6,6 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import torch
+
+import kernels
 from benchmarks.engine import options
 from benchmarks.engine.machine import Run
 from benchmarks.engine.progress import Progress
@@ -13,7 +16,8 @@ from benchmarks.engine.work import Json
 from benchmarks.systems import step_report
 from benchmarks.systems.stock import OURS, PUBLISHED, available
 from benchmarks.systems.stock_cut import CONTESTANTS
-from benchmarks.systems.turns import COMMANDS, Contestant, measure
+from benchmarks.systems.turns import COMMANDS, LIMITS, Contestant, measure
+from i2i.devices import format_name
 from kernels import _commands
 
 ROUNDS = 5
@@ -59,7 +63,8 @@ def measure_and_report(asked: argparse.Namespace, networks: Json) -> int:
     progress.close()
     rows = list(by_name.values())
     # no load of others: the contestants are other processes themselves
-    result = run.result(rows, interrupted, other_load=None, size=asked.size)
+    forms = {p: format_name(kernels.preferred_memory_format(device, getattr(torch, p))) for p in LIMITS}
+    result = run.result(rows, interrupted, other_load=None, size=asked.size, memory_formats=forms)
     step_report.relate(rows)
     paths = step_report.write(result, folder)
     print(step_report.text(rows))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import kernels
 from benchmarks.engine import options
 from benchmarks.engine.machine import Run
 from benchmarks.engine.progress import Progress
@@ -22,6 +23,7 @@ from benchmarks.systems.turns import COMMANDS, LIMITS, Contestant, measure
 from benchmarks.systems.zoo_report import PLAIN
 from i2i.config import Config
 from i2i.data.labelled import LABELLED_MODES
+from i2i.devices import format_name
 from i2i.methods import METHODS, Method
 from kernels import _commands
 
@@ -137,7 +139,8 @@ def measure_and_report(asked: argparse.Namespace, settings: Mapping[str, Json]) 
             break
     progress.close()
     # no load of others: the contestants are other processes themselves
-    result = run.result(rows, interrupted, other_load=None, precision=asked.precision)
+    forms = {asked.precision: format_name(kernels.preferred_memory_format(device, getattr(torch, asked.precision)))}
+    result = run.result(rows, interrupted, other_load=None, precision=asked.precision, memory_formats=forms)
     paths = zoo_report.write(result, folder)
     print(zoo_report.text(rows))
     print("\n".join(map(str, paths)))

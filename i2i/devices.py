@@ -34,10 +34,15 @@ def cuda_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def move_network(network: Network, device: torch.device) -> Network:
-    """`network` on `device`, its weights channels last: convolutions take and return maps so."""
-    options: Any = {"memory_format": torch.channels_last}  # which torch's annotations do not know
+def move_network(network: Network, device: torch.device, form: torch.memory_format) -> Network:
+    """`network` on `device`, its weights in the memory format in which convolutions are to take and return maps."""
+    options: Any = {"memory_format": form}  # which torch's annotations do not know
     return network.to(device, **options)
+
+
+def format_name(form: torch.memory_format) -> str:
+    """For people and files."""
+    return "contiguous" if form == torch.contiguous_format else "channels last"
 
 
 @contextmanager

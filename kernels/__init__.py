@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from kernels import _commands as _commands  # first: it minds Ctrl-C while torch is imported
+from kernels._layout import preferred_memory_format
 from kernels.backends import BackendUnavailable, backend_report
 from kernels.fusing import FuseReport, accelerate, fuse, unfuse
 from kernels.memory import keep_freed_memory
@@ -59,6 +60,7 @@ __all__ = [
     "monce_log_weight",
     "munit_layer_norm",
     "patch_nce_loss",
+    "preferred_memory_format",
     "reflection_pad2d",
     "sample_patches",
     "semantic_relation_loss",

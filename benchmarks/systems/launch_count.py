@@ -94,8 +94,9 @@ def our_launches(counts: Counts, stand_in: bool) -> Iterator[None]:
         stack.callback(_forget)
         for name, function in replaced.items():
             stack.enter_context(mock.patch.object(_cuda, name, function))
-        if stand_in:  # what is chosen on a GPU
+        if stand_in:  # what is chosen on a GPU, whose maps are channels last
             stack.enter_context(mock.patch.dict(os.environ, KERNELS_IMPL="cuda"))
+            stack.enter_context(mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512"))
         _forget()
         ownership.prepare()  # which it would put off while a dispatch mode looks on
         yield

@@ -70,7 +70,8 @@ def markdown(result: Json) -> str:
         "the whole process, interpreter and libraries included (on a GPU: of torch's allocator). Outside "
         "convolutions: part of a profiled step. First step: with everything that is built or compiled in it. Before "
         "the timing, losses and gradients of the first step are compared with the published form's. Eager channels "
-        "last is no contestant: torch 2.13's instance norm has a wrong gradient there at batch 1, on CPUs.",
+        "last is no contestant: torch 2.13's instance norm has a wrong gradient there at batch 1, on CPUs."
+        + format_sentence(result),
         "",
         *_table(rows),
         "",
@@ -78,6 +79,14 @@ def markdown(result: Json) -> str:
     lines += [f"* **{row['status']}** {row['name']}: {row['reason']}" for row in rows if row["reason"]]
     lines += distances(PUBLISHED, [(row["name"], row) for row in rows if row["name"] != PUBLISHED])
     return "\n".join([*lines, "", "![steps](step.png)", ""])
+
+
+def format_sentence(result: Json) -> str:
+    """In which memory format ours and careful Python ran; of results from before it was noted, nothing."""
+    forms = [f"{form} in {precision}" for precision, form in result.get("memory_formats", {}).items()]
+    return (
+        f" Maps of ours and of careful Python: {', '.join(forms)}, where convolutions are faster so." if forms else ""
+    )
 
 
 def distances(baseline: str, rows: Sequence[tuple[str, Json]]) -> list[str]:

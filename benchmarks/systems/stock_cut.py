@@ -21,7 +21,7 @@ from i2i.networks import NCE_LAYERS, ResnetBlock
 class StockCUT(StockMethod):
     """The step of CUT and FastCUT on stock networks.
 
-    `careful`: channels last, no graph for the keys, their maps kept from the first pass (unless that saw mirror
+    `careful`: maps as ours, no graph for the keys, their maps kept from the first pass (unless that saw mirror
     images), fused Adam.
     """
 
@@ -95,7 +95,7 @@ CONTESTANTS = contestants(
     CUT,
     StockCUT,
     published="the 2020 code's operators and order of work, eager float32 NCHW",
-    careful="stock operators only, channels last, bfloat16 autocast: norm as batch norm of each sample, no in-place "
+    careful="stock operators only, bfloat16 autocast, maps as ours: norm as batch norm of each sample, no in-place "
     "ReLU, padding outside autocast, blur in float32, bilinear x2, keys without graph and kept from the first pass, "
     "fused Adam",
     compiled="blur as slices and ReLU as a maximum",

@@ -18,7 +18,7 @@ from i2i.networks import ResnetBlock
 
 class StockCycleGAN(StockMethod):
     """The step of CycleGAN on stock networks: six generators' graphs and the sum of six losses, one backward pass, then
-    both discriminators. `careful`: the same order of work, channels last, fused Adam."""
+    both discriminators. `careful`: the same order of work, maps as ours, fused Adam."""
 
     G_A: Generator
     G_B: Generator
@@ -103,7 +103,7 @@ CONTESTANTS = contestants(
     StockCycleGAN,
     published="the published code's operators and order of work, eager float32 NCHW, with the graphs of six generators "
     "before one backward pass",
-    careful="stock operators only, channels last, bfloat16 autocast: norm as batch norm of each sample, no in-place "
+    careful="stock operators only, bfloat16 autocast, maps as ours: norm as batch norm of each sample, no in-place "
     "ReLU, padding outside autocast, distances as sums, fused Adam; the published order of work",
     compiled="ReLU as a maximum",
 )

@@ -21,7 +21,7 @@ class StockMUNIT(StockMethod):
     """The step of MUNIT on stock networks.
 
     Published: contents and styles are encoded for each of both updates; the discriminators' goes through generators
-    with a graph, the generators' leaves gradients for discriminators that nobody uses. `careful`: channels last, fused
+    with a graph, the generators' leaves gradients for discriminators that nobody uses. `careful`: maps as ours, fused
     Adam, contents encoded once, no graph and no gradient that nobody uses, discriminators on real and translated images
     in one batch. The learning rate is the first one throughout. ValueError for the perceptual loss, which is off by
     default.
@@ -130,7 +130,7 @@ CONTESTANTS = contestants(
     "the discriminators' through generators with a graph; AdaIN as a batch norm of samples folded into channels",
     eager="the same under bfloat16 autocast, but for the network from styles to scales and shifts, which stays in "
     "float32: with bfloat16 ones the published AdaIN raises an error on CPUs",
-    careful="stock operators only, channels last, bfloat16 autocast: norms as batch norm of each sample, layer norm by "
+    careful="stock operators only, bfloat16 autocast, maps as ours: norms as batch norm of each sample, layer norm by "
     "one multiply-add, no in-place ReLU, padding and upsampling outside autocast, distances as sums, contents encoded "
     "once, no graph or gradient that nobody uses, discriminators on one batch, fused Adam",
     compiled="ReLU as a maximum",

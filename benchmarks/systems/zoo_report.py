@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.engine.report import provenance, summarise_ratios, write_files
 from benchmarks.engine.work import FUSED, Json
-from benchmarks.systems.step_report import bars, distances, seconds_cell
+from benchmarks.systems.step_report import bars, distances, format_sentence, seconds_cell
 
 PLAIN = "plain torch"
 
@@ -121,7 +121,7 @@ def markdown(result: Json) -> str:
         "turns, each contestant in its own process. Peak: of the whole process, interpreter and libraries included "
         "(on a GPU: of torch's allocator). Outside convolutions: part of a profiled step. Before the timing, losses "
         "and gradients of the first step are compared with those in plain torch; where their distance is 0, no fused "
-        "operator takes part (batch norm is torch's own) and the ratio shows the noise.",
+        "operator takes part (batch norm is torch's own) and the ratio shows the noise." + format_sentence(result),
         "",
     ]
     lines += [f"* {row['method']}: {', '.join(notes)}" for row in rows if (notes := _notes(row))]

@@ -6,6 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
+import kernels
 from i2i.cli.arguments import add_label, add_weights
 from i2i.config import PRECISIONS
 from i2i.devices import check_impl, choose_device, move_network
@@ -85,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
     jobs = find_jobs(args.input, args.output)
     check_impl(args.impl)
     network = weights.load(args.weights, network=args.network, impl=args.impl)
-    move_network(network, choose_device(args.device))
+    device = choose_device(args.device)
+    form = kernels.preferred_memory_format(device, getattr(torch, args.precision), training=False)
+    move_network(network, device, form)
     print(f"{network.found_in}: {network.recognised}", file=sys.stderr)
     choice = choose(
         network,

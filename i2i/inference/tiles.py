@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+import kernels
 from i2i.errors import UsageError
 from kernels._dtypes import wide
 
@@ -195,8 +196,10 @@ def _boxes(height: int, width: int, tile: int, halo: int) -> Iterator[tuple[Box,
 def _run(stage: Stage, source: Tensor, boxes: list[tuple[Box, Box]], device: torch.device) -> Tensor:
     """The stage on the whole map `source`: once for each norm's statistics, once for the result."""
 
+    form = kernels.preferred_memory_format(device, training=False)
+
     def crop(outer: Box) -> Tensor:
-        return outer.cut(source, stage.scale_in).to(device).contiguous(memory_format=torch.channels_last)
+        return outer.cut(source, stage.scale_in).to(device).contiguous(memory_format=form)
 
     with ExitStack() as stack:
         for norm in stage.norms:

@@ -53,7 +53,8 @@ def translate(
     x = _extend(images, *(-(-max(side, least) // multiple) * multiple for side in (height, width)))
     with torch.autocast(weight.device.type, getattr(torch, precision), enabled=precision != "float32"):
         if tile is None:
-            y = network(x.to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last))
+            form = kernels.preferred_memory_format(weight.device, getattr(torch, precision), training=False)
+            y = network(x.to(weight.device, weight.dtype).contiguous(memory_format=form))
         else:
             y = torch.cat([translate_tiled(network, image[None], tile) for image in x.to("cpu", weight.dtype)])
     return y[..., :height, :width].float().to(images.device)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+import kernels
 from i2i import distributed
 from i2i.config import Config
 from i2i.devices import move_network
@@ -39,12 +40,14 @@ class Method:
 
     def __init__(self, config: Config, device: torch.device | str = "cpu", impl: str = "auto"):
         self.config, self.device, self.impl = config, torch.device(device), impl
+        # Of maps from the images to the gradients, and of weights.
+        self.form = kernels.preferred_memory_format(self.device, getattr(torch, config.precision))
         self.rngs: dict[str, torch.Generator] = {}
         # Built and initialised on the CPU, so that a seed gives the same weights on every device.
         torch.manual_seed(config.seed)
         self.networks = self.build()
         for name, net in self.networks.items():
-            setattr(self, name, move_network(net, self.device))
+            setattr(self, name, move_network(net, self.device, self.form))
         self.optimizers = self.build_optimizers()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.averages = {
@@ -211,7 +214,7 @@ class Method:
         """`images` through generator `name` as it is used after training: no gradients, float32 result."""
         net = self.translator(name).eval()
         with self.autocast():
-            output = net(images.to(self.device, memory_format=torch.channels_last))
+            output = net(images.to(self.device, memory_format=self.form))
         net.train()
         return output.float()
 

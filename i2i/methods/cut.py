@@ -203,8 +203,7 @@ class CUT(Method):
     def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of D, then one of G and F, on images (N, C, H, W) in [-1, 1] of both domains."""
         config, flipped, drawn = self.config, "mirrored" in draws.variant, draws.tensors
-        # Maps are channels last from here to the gradients.
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
+        real_a, real_b = (images.contiguous(memory_format=self.form) for images in batch)
         # The identity half (B through G) rides in the same batch, if its images have the size of A's.
         sources = [real_a, real_b] if config.translates_b else [real_a]
         passes = [torch.cat(sources)] if real_a.shape == real_b.shape else sources

@@ -70,8 +70,7 @@ class CycleGAN(Method):
     def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of both generators, then one of both discriminators, on images (N, C, H, W) in [-1, 1]; the latter
         on translations from before the update. Returns the losses, detached and with their weights."""
-        # Maps are channels last from here to the gradients.
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
+        real_a, real_b = (images.contiguous(memory_format=self.form) for images in batch)
         self.zero_grad("G")
         fake_b, losses_a = self.backward_generators("A", real_a, real_b, draws)
         fake_a, losses_b = self.backward_generators("B", real_b, real_a, draws)
@@ -149,7 +148,7 @@ class CycleGAN(Method):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         for name, pool in self.pools.items():
-            pool.load(state[name], self.device)
+            pool.load(state[name], self.device, self.form)
 
     def visuals(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
         fake_b, fake_a = self.apply("G_A", real_a), self.apply("G_B", real_b)

@@ -111,7 +111,7 @@ class DiscoGAN(Alternating):
 
     def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of both discriminators or of both generators, on images (N, C, 64, 64) in [-1, 1]."""
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
+        real_a, real_b = (images.contiguous(memory_format=self.form) for images in batch)
         if draws.variant == ("D",):
             with torch.no_grad():
                 fake_b, fake_a = self.through(self.G_A, real_a), self.through(self.G_B, real_b)

@@ -49,5 +49,5 @@ class ImagePool:
     def state(self) -> list[Tensor]:
         return list(self.images)
 
-    def load(self, images: list[Tensor], device: torch.device) -> None:
-        self.images = [image.to(device) for image in images]
+    def load(self, images: list[Tensor], device: torch.device, form: torch.memory_format) -> None:
+        self.images = [image.to(device, memory_format=form) for image in images]

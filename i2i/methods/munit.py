@@ -148,7 +148,7 @@ class MUNIT(Method):
         self.steps_done = 0
         self.vgg = None
         if config.vgg_w:
-            self.vgg = move_network(load_vgg16(config.vgg_weights), self.device)
+            self.vgg = move_network(load_vgg16(config.vgg_weights), self.device, self.form)
         sizes = (config.ngf, config.style_dim, config.n_downsample, config.n_res, config.mlp_dim)
         networks: dict[str, nn.Module] = {}
         for domain, channels in {"a": config.input_nc, "b": config.output_nc}.items():
@@ -174,8 +174,7 @@ class MUNIT(Method):
     def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of both discriminators, then one of both generators, on images (N, C, H, W) in [-1, 1], all of one
         size. Among the losses "G" is the weighted sum of the generators'."""
-        # Maps are channels last from here to the gradients.
-        real = {x: images.contiguous(memory_format=torch.channels_last) for x, images in zip("ab", batch, strict=True)}
+        real = {x: images.contiguous(memory_format=self.form) for x, images in zip("ab", batch, strict=True)}
         # The published code encodes the contents twice, once for each update; in between nothing here has changed.
         with self.autocast():
             content = {x: self.generator(x).encode_content(images) for x, images in real.items()}
@@ -295,11 +294,11 @@ class MUNIT(Method):
     def translate(self, images: Tensor) -> Tensor:
         """(N, input_nc, H, W) of domain A in [-1, 1] -> (N, output_nc, H, W) of domain B, in the style of zeros."""
         with self.autocast():
-            return self.pair("a", "b")(images.to(self.device, memory_format=torch.channels_last)).float()
+            return self.pair("a", "b")(images.to(self.device, memory_format=self.form)).float()
 
     @torch.no_grad()
     def visuals(self, real_a: Tensor, real_b: Tensor) -> dict[str, Tensor]:
-        real_a, real_b = (x.to(self.device, memory_format=torch.channels_last) for x in (real_a, real_b))
+        real_a, real_b = (x.to(self.device, memory_format=self.form) for x in (real_a, real_b))
         to_b, to_a = self.pair("a", "b"), self.pair("b", "a")
         drawn = sample_styles(1, self.config.style_dim, self.config.seed).to(self.device)  # the same in every picture
         with self.autocast():

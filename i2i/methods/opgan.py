@@ -118,8 +118,7 @@ class OPGAN(CycleGAN):
         config, pairs = self.config, draws.tensors[side]
         cells = torch.cat([cut(source), cut(fake)], dim=1)
         first, second = (
-            cells[pairs.images, numbers].contiguous(memory_format=torch.channels_last)
-            for numbers in (pairs.first, pairs.second)
+            cells[pairs.images, numbers].contiguous(memory_format=self.form) for numbers in (pairs.first, pairs.second)
         )
         with self.autocast():
             *maps, logits = self.S(first, second)

@@ -68,8 +68,7 @@ class Pix2Pix(Method):
     def compute(self, batch: tuple[Tensor, ...], draws: Draws) -> Losses:
         """One update of D, then one of G against the new D, on pairs of images (N, C, H, W) in [-1, 1]. Returns the
         losses, detached and with their weights."""
-        # Maps are channels last from here to the gradients.
-        real_a, real_b = (images.contiguous(memory_format=torch.channels_last) for images in batch)
+        real_a, real_b = (images.contiguous(memory_format=self.form) for images in batch)
         with self.autocast():
             fake_b = self.G(real_a)
 
@@ -101,7 +100,7 @@ class Pix2Pix(Method):
         buffers = {key: buffer.clone() for key, buffer in net.named_buffers()}
         results = []
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            for image in images.to(self.device, memory_format=torch.channels_last).split(1):
+            for image in images.to(self.device, memory_format=self.form).split(1):
                 torch.manual_seed(self.config.seed)
                 with self.autocast():
                     results.append(functional_call(net, buffers, image).float())

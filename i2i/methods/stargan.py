@@ -162,7 +162,7 @@ class StarGAN(Alternating):
         (N, len(selected_attrs)) of 0 and 1."""
         images, labels = batch
         updating = "D and G" in draws.variant
-        real = images.contiguous(memory_format=torch.channels_last)
+        real = images.contiguous(memory_format=self.form)
         targets = self.targets(labels, draws.tensors["targets"])
         # The published code translates once for D and once more for G, which has not changed in between.
         with torch.set_grad_enabled(updating), self.autocast():
@@ -243,7 +243,7 @@ class StarGAN(Alternating):
         """(N, C, H, W) in [-1, 1] and the labels (N, len(selected_attrs)) wanted -> the images, so changed."""
         net = self.translator("G").eval()
         with self.autocast():
-            output = net(images.to(self.device, memory_format=torch.channels_last), labels.to(self.device))
+            output = net(images.to(self.device, memory_format=self.form), labels.to(self.device))
         net.train()
         return output.float()
 

@@ -75,7 +75,8 @@ def generator_layers(conv_dim: int, c_dim: int, repeat_num: int, image_nc: int, 
 def with_label(x: Tensor, c: Tensor) -> Tensor:
     """x (N, C, H, W) and, as further channels, c (N, c_dim), each value all over a plane."""
     planes = c.to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
-    return torch.cat([x, planes.contiguous(memory_format=torch.channels_last)], 1)  # channels last if x is
+    form = torch.contiguous_format if x.is_contiguous() else torch.channels_last  # of both, for the result to have it
+    return torch.cat([x, planes.contiguous(memory_format=form)], 1)
 
 
 class StarGANGenerator(nn.Module):

@@ -108,6 +108,8 @@ def put_back(state: dict[str, Any], model: Method, rates: Schedule) -> int:
     load_all(model.networks, state["networks"])
     load_all(model.averages, state["ema"])
     load_all(model.optimizers, state["optimizers"])
+    for optimizer in model.optimizers.values():
+        lay_moments_as_weights(optimizer)
     rates.load_state_dict(state["schedule"])
     model.scaler.load_state_dict(state["scaler"])
     own = state["processes"][distributed.rank()]
@@ -123,6 +125,15 @@ def put_back(state: dict[str, Any], model: Method, rates: Schedule) -> int:
 def load_all(parts: dict[str, Any], states: dict[str, Any]) -> None:
     for name, part in parts.items():
         part.load_state_dict(states[name])
+
+
+def lay_moments_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """torch's fused update walks through a weight and its moments by address, whatever their strides; and a machine of
+    another memory format may have written these."""
+    for weight, held in optimizer.state.items():
+        for name, value in held.items():
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                held[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def config(state: dict[str, Any]) -> Config:

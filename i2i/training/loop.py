@@ -89,7 +89,7 @@ def prepare(
     if METHODS[method].full_view_in_decay and isinstance(data, Layout):
         data.full_view_from = len(data) * config.n_epochs
     if resume:
-        resuming.check_data(resume, resuming.facts(data, torch.device(device)))
+        resuming.check_data(resume, resuming.facts(data, torch.device(device), config.precision))
     done = resume["step"] if resume else 0
     if done >= last:
         raise UsageError(f"already trained {done} of {last} steps; ask for more with steps or n_epochs")
@@ -125,7 +125,7 @@ class Run:
         self.schedule = Schedule(model.optimizers, model.config)
         self.per_step = model.config.batch_size * distributed.world()
         self.start: float | None = None
-        self.made_with = resuming.facts(data, self.model.device)
+        self.made_with = resuming.facts(data, self.model.device, self.config.precision)
         self.picture = output / "pictures"
 
     def broadcast_weights(self) -> None:

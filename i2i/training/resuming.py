@@ -15,6 +15,7 @@ import kernels
 from i2i import distributed
 from i2i.config import Config
 from i2i.data import Dataset
+from i2i.devices import format_name
 from i2i.errors import UsageError
 from i2i.training import checkpoint
 
@@ -24,16 +25,17 @@ RESUMABLE = {
     *("data", "steps", "n_epochs", "n_epochs_decay", "num_threads"),
     *("save_every", "sample_every", "keep_every", "tensorboard", "cuda_graphs"),
 }
-ROUNDING = ("i2i", "torch", "device", "threads")  # of facts: with others, sums are rounded otherwise
+ROUNDING = ("i2i", "torch", "device", "threads", "memory format")  # of facts: with others, sums are rounded otherwise
 
 
-def facts(data: Dataset, device: torch.device) -> dict[str, Any]:
-    """What a checkpoint says of how its run was made, besides its settings."""
+def facts(data: Dataset, device: torch.device, precision: str) -> dict[str, Any]:
+    """What a checkpoint says of how its run was made, besides its settings. `precision`: of these."""
     return {
         "i2i": kernels.__version__,
         "torch": str(torch.__version__),
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "memory format": format_name(kernels.preferred_memory_format(device, getattr(torch, precision))),
         "images": len(data),
         "pictures": [[name, len(pictures), digest(pictures)] for name, pictures in listings(data).items()],
     }
@@ -134,7 +136,7 @@ def refuse(changes: str) -> None:
 
 def tell_changes(state: dict[str, Any], made_with: dict[str, Any]) -> None:
     """A line on stderr where the run goes on as well as before, but not bit for bit."""
-    then = state.get("made_with") or {}
+    then = {"memory format": "channels last"} | (state.get("made_with") or {})  # what it was before it was noted
     changes = [
         f"{name} was {then[name]} and is {made_with[name]}"
         for name in ROUNDING

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kernels._checks import check_flag
+from kernels._layout import has_avx512
 from kernels.fusing import memory_format
 from kernels.fusing import precision as precisions
 from kernels.fusing.model import check_model, fuse, modules_of
@@ -20,10 +21,10 @@ def accelerate(
     """`kernels.fuse`, and what makes the most of it, in place: for trainers that know nothing of this library.
 
     * `fuse(model)`.
-    * Weights of 2-D and 3-D convolutions lie in channels-last order, so that all maps between them do: on GPUs, and on
-      processors with AVX-512. On others torch's convolutions are slower in that order, and where one of torch's own
-      instance or group norms is left, it computes wrong numbers for some such maps on any processor; there weights stay
-      contiguous, and the report says why.
+    * Weights of 2-D and 3-D convolutions lie in channels-last order, so that all maps between them do: on GPUs, on
+      processors with AVX-512, and with `precision`. On others torch's convolutions are slower in that order (see
+      `kernels.preferred_memory_format`), and where one of torch's own instance or group norms is left, it computes
+      wrong numbers for some such maps on any processor; there weights stay contiguous, and the report says why.
     * With `precision="bfloat16"`, every call of `model` runs under torch.autocast; what it returns in 16 bits comes
       back in float32, unless the caller is inside autocast himself. Parameters, gradients and optimiser stay float32,
       and no gradient scaler is needed. Only calls of the model count: for a network whose parts are called one by one,
@@ -65,7 +66,7 @@ def accelerate(
     wrong = memory_format.why_wrong(model, modules_of(model))
     if wrong and channels_last:
         raise ValueError(f"channels_last: got True, want None or False: {wrong}")
-    why = wrong or ("" if channels_last else memory_format.why_slower(model))
+    why = wrong or ("" if channels_last else memory_format.why_slower(model, dtype))
     if channels_last is False or why:
         for module in model.modules():  # an earlier call may have done it
             memory_format.give_back(module)
@@ -76,7 +77,7 @@ def accelerate(
     if dtype is not None:
         notes.append(f"every call runs under torch.autocast in {str(dtype).removeprefix('torch.')}")
     on_cpu = memory_format.on_cpu(model)
-    if on_cpu and dtype is not None and not memory_format.has_avx512():
+    if on_cpu and dtype is not None and not has_avx512():
         # measured on a processor with AVX2: a Conv3d of 32 channels at 32^3, 0.2 s in float32 and 9.6 s in bfloat16
         notes.append("this processor has no AVX-512: torch's convolutions in bfloat16 are slower than in float32 here")
     if on_cpu and keep_freed_memory():

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from kernels._layout import preferred_memory_format
 from kernels.fusing.heads import Head
 from kernels.norm.module import INSTANCE_NORMS
 
@@ -39,17 +40,11 @@ def _names(cls: type[nn.Module]) -> tuple[str, ...]:
     return cls.forward.__code__.co_names
 
 
-def why_slower(model: nn.Module) -> str:
-    """Why convolutions in that order cost more than they save. Two cores of an AMD EPYC with AVX2, one thread, float32,
-    forward and backward: 3x3, 64 to 128 channels at 256 x 256 0.71 s contiguous and 1.48 s channels last; 256 channels
-    at 64 x 64 0.35 and 0.47 s; with AVX-512 channels last is the faster one."""
-    if on_cpu(model) and not has_avx512():
+def why_slower(model: nn.Module, dtype: torch.dtype | None) -> str:
+    """Why convolutions in that order cost more than they save. `dtype`: of calls under autocast."""
+    if on_cpu(model) and preferred_memory_format("cpu", dtype or torch.float32) == torch.contiguous_format:
         return "this processor has no AVX-512, and torch's convolutions are slower in channels-last order without it"
     return ""
-
-
-def has_avx512() -> bool:
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def on_cpu(model: nn.Module) -> bool:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+import kernels
+
 
 @pytest.fixture(autouse=True)
 def no_plot_of_losses(request, monkeypatch):
@@ -16,6 +18,14 @@ def no_plot_of_losses(request, monkeypatch):
 @pytest.fixture
 def plots():
     """Losses are plotted as users see them."""
+
+
+@pytest.fixture(params=["channels last", "contiguous"])
+def form(request, monkeypatch):
+    """The memory format of runs inside: both, whatever the machine is that runs the tests, and the precision."""
+    form = torch.channels_last if request.param == "channels last" else torch.contiguous_format
+    monkeypatch.setattr(kernels, "preferred_memory_format", lambda *_, **__: form)
+    return form
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ IMPLS = ("reference", "cpu")
 def test_every_public_operator_and_module_is_tried():
     tried = {name.partition(",")[0] for name in (*CASES, *MODULES)}
     others = {"BackendUnavailable", "FuseReport", "backend_report", "keep_freed_memory"}
-    others |= {"accelerate", "fuse", "unfuse"}
+    others |= {"accelerate", "fuse", "unfuse", "preferred_memory_format"}
     assert tried == set(kernels.__all__) - others
 
 

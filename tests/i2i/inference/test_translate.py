@@ -92,3 +92,17 @@ def test_pictures_of_a_few_pixels(kind):
         for size in ((12, 12), (1, 1), (3, 70)):
             result = translate(network, torch.zeros(1, 3, *size), multiple=multiple)
             assert result.shape[-2:] == size and result.isfinite().all()
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+@torch.no_grad()
+def test_images_have_the_memory_format_of_the_machine(form, tile):
+    net = small()
+    seen = []
+    hook = next(m for m in net.modules() if isinstance(m, nn.Conv2d)).register_forward_pre_hook
+    hook(lambda module, inputs: seen.append(inputs[0]))
+    x = golden.image("x", (2, 3, 48, 48))
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        seen.clear()
+        translate(net, given, tile=tile, multiple=4, least=8)
+        assert seen[-1].is_contiguous(memory_format=form)

@@ -67,7 +67,7 @@ def test_a_reloaded_pool_goes_on_exactly():
     generator = rng(1)
     generator.set_state(random)
     resumed = ImagePool(5, generator)
-    resumed.load(state, torch.device("cpu"))
+    resumed.load(state, torch.device("cpu"), torch.contiguous_format)
     assert [numbers(answered(resumed, numbered(number))) for number in range(20, 60)] == wanted
 
 

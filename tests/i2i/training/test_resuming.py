@@ -7,19 +7,29 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from support.method_steps import in_float64
 from support.tiny_runs import TINY, fails, losses, same
 
+from benchmarks.zoo import batch
 from i2i import UsageError
 from i2i.__main__ import main
 from i2i.data import open_training_data
+from i2i.methods import METHODS
 from i2i.methods.cut import CUTConfig
 from i2i.methods.cyclegan import CycleGANConfig
 from i2i.methods.stargan import StarGANConfig
 from i2i.training import checkpoint
 from i2i.training.loop import train
 from i2i.training.resuming import check_data, facts, named
+from i2i.training.schedule import Schedule
 
 SMALL = TINY | {"load_size": 36, "n_epochs": 1, "n_epochs_decay": 3, "ema": 0.9}  # three images: four epochs, 12 steps
+
+NARROW = {"crop_size": 32, "load_size": 32, "ngf": 4, "ndf": 4}
+MOVED = {
+    "cut": NARROW | {"generator": "resnet_5blocks", "num_patches": 8, "feature_width": 8},
+    "cyclegan": NARROW | {"generator": "resnet_1blocks", "pool_size": 1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +165,13 @@ def test_what_the_library_is_given_is_checked_as_well(begun, folders, tmp_path):
 
 def test_another_version_is_said_or_refused(begun, capsys):
     state = checkpoint.read(begun)
-    state["made_with"] |= {"torch": "1.0", "threads": 99}
+    form = state["made_with"]["memory format"]
+    state["made_with"] |= {"torch": "1.0", "threads": 99, "memory format": "of tomorrow"}
     torch.save(state, begun / "checkpoint.pt")
     assert main(["train", "--resume", str(begun), "steps=9", "--device", "cpu"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not bit for bit")]
     assert len(said) == 1 and "torch was 1.0 and is " in said[0] and "threads was 99 and is " in said[0]
+    assert f"memory format was of tomorrow and is {form}" in said[0]
     state = checkpoint.read(begun)
     state["config"]["of_tomorrow"] = 1
     torch.save(state, begun / "checkpoint.pt")
@@ -245,13 +257,13 @@ def test_labelled_pictures_are_listed_with_their_labels(tmp_path):
     def check_or(change: str) -> str:
         """What is said of them after they went from `before` to another folder and were changed."""
         config = StarGANConfig(data=(str(tmp_path / "before"),), label_kind="classes", selected_attrs=("happy", "sad"))
-        state = {"made_with": facts(open_training_data(config), torch.device("cpu"))}
+        state = {"made_with": facts(open_training_data(config), torch.device("cpu"), "float32")}
         shutil.copytree(tmp_path / "before", tmp_path / change)
         if change == "relabelled":
             (tmp_path / change / "train" / "sad" / "1.png").rename(tmp_path / change / "train" / "happy" / "1.png")
         config.data = (str(tmp_path / change),)
         try:
-            check_data(state, facts(open_training_data(config), torch.device("cpu")))
+            check_data(state, facts(open_training_data(config), torch.device("cpu"), "float32"))
         except UsageError as error:
             return str(error)
         return ""
@@ -263,3 +275,32 @@ def test_labelled_pictures_are_listed_with_their_labels(tmp_path):
                 Image.new("RGB", (178, 218)).save(tmp_path / "before" / phase / name / f"{number}.png")
     assert check_or("moved") == ""
     assert "the data has pictures of other names, sizes or labels than it had" in check_or("relabelled")
+
+
+@pytest.mark.parametrize("method", ["cut", "cyclegan"])
+def test_a_run_goes_on_in_another_memory_format(method, tmp_path, monkeypatch):
+    """On a machine whose convolutions prefer the other one: the weights are those of the checkpoint, and so are, up to
+    rounding, those after more steps. In float64, where rounding is far below an update."""
+
+    def built(capability):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        return in_float64(METHODS[method](METHODS[method].Config(**MOVED[method])))
+
+    def steps(model, *numbers):
+        for number in numbers:
+            model.step(*(images.double() * (1 - 0.1 * number) for images in batch(model.config)))
+        return [p.detach().clone() for net in model.networks.values() for p in net.parameters()]
+
+    for written, read in (("AVX512", "AVX2"), ("AVX2", "AVX512")):
+        there = built(written)
+        weights = steps(there, 0, 1)
+        checkpoint.save(tmp_path / "state.pt", there, Schedule(there.optimizers, there.config), 2)
+        here = built(read)
+        checkpoint.restore(checkpoint.read(tmp_path / "state.pt"), here, Schedule(here.optimizers, here.config))
+        assert all(map(torch.equal, weights, steps(here)))
+        own = {p.stride() for net in here.networks.values() for p in net.parameters() if p.dim() == 4}
+        assert own != {p.stride() for net in there.networks.values() for p in net.parameters() if p.dim() == 4}
+        for optimizer in here.optimizers.values():
+            for weight, held in optimizer.state.items():
+                assert held["exp_avg"].stride() == held["exp_avg_sq"].stride() == weight.stride()
+        torch.testing.assert_close(steps(here, 2, 3), steps(there, 2, 3), rtol=1e-7, atol=1e-9)
