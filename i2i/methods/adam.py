@@ -28,14 +28,6 @@ class Adam(torch.optim.Adam):
                 grads[i] = _line(_in_order_of(weight, grads[i]), weight)
         return has_complex
 
-    def load_state_dict(self, state_dict: Any) -> None:
-        """The moments may come from a run whose weights lay otherwise in memory."""
-        super().load_state_dict(state_dict)
-        for weight, state in self.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in state:
-                    state[name] = _in_order_of(weight, state[name])
-
 
 def _in_order_of(weight: Tensor, t: Tensor) -> Tensor:
     """t, or a copy that lies in memory as the weight does."""

@@ -1,6 +1,4 @@
-"""Adam, for every order in memory of weights, gradients and moments, against torch's in float64."""
-
-import copy
+"""Adam, for every order in memory of weights and gradients, against torch's in float64."""
 
 import pytest
 import torch
@@ -51,26 +49,6 @@ def test_steps(of_weights, of_gradients):
     close(parameters, exact(3))
     for tensor in (parameters[0], optimizer.state[parameters[0]]["exp_avg"]):
         assert is_channels_last(tensor) == (of_weights == "channels last")
-
-
-@pytest.mark.parametrize("of_weights", FORMATS)
-@pytest.mark.parametrize("of_moments", FORMATS)
-def test_moments_of_another_order(of_weights, of_moments):
-    """A run goes on from what another one with another order of weights has saved."""
-    before = weights(FORMATS[of_moments])
-    first = Adam(before, **OPTIONS)
-    give_gradients(before, FORMATS[of_moments], 0)
-    first.step()
-    parameters = [
-        torch.nn.Parameter(p.detach().contiguous(memory_format=FORMATS[of_weights]) if p.dim() == 4 else p.detach())
-        for p in before
-    ]
-    second = Adam(parameters, **OPTIONS)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for step in (1, 2):
-        give_gradients(parameters, FORMATS[of_weights], step)
-        second.step()
-    close(parameters, exact(3))
 
 
 @pytest.mark.parametrize("form", FORMATS)

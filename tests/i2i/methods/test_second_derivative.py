@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import golden
+from support.orders import derivatives
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from i2i.methods.losses import image_gradient
@@ -30,17 +31,6 @@ def tensors(groups: int = 1):
     return x, weight, golden.wave((6,), phase=1.1).requires_grad_()
 
 
-def orders(function, given):
-    """The values, their first derivatives, and those of the squares of these, twice over."""
-    y = function(*given)
-    found = [y]
-    for _ in range(3):
-        gradients = torch.autograd.grad(y.square().sum(), given, create_graph=True)
-        found += gradients
-        y = torch.cat([g.flatten() for g in gradients])
-    return found
-
-
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_derivatives_of_convolutions(name):
     """With a tanh behind, so that second derivatives go through the forward pass, too."""
@@ -50,9 +40,9 @@ def test_derivatives_of_convolutions(name):
     def function(x, weight, bias):
         return F.conv2d(x, weight, bias, **options).tanh()
 
-    wanted = orders(function, given)
+    wanted = derivatives(function, given)
     with Differentiated():
-        found = orders(function, given)
+        found = derivatives(function, given)
     for each in zip(found, wanted, strict=True):
         torch.testing.assert_close(*each, rtol=1e-10, atol=1e-10 * float(each[1].detach().abs().max()))
 
@@ -75,9 +65,9 @@ def test_derivatives_of_leaky_relus(form, slope):
         assert (y.data_ptr() == z.data_ptr()) == (form != "function")
         return y
 
-    wanted = orders(function, [x])
+    wanted = derivatives(function, [x])
     with Differentiated():
-        found = orders(function, [x])
+        found = derivatives(function, [x])
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
