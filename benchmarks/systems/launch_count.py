@@ -95,9 +95,8 @@ def our_launches(counts: Counts, stand_in: bool) -> Iterator[None]:
         stack.callback(_forget)
         for name, function in replaced.items():
             stack.enter_context(mock.patch.object(_cuda, name, function))
-        if stand_in:  # its tensors are a CPU's, where some convolutions are products of matrices
+        if stand_in:  # what is chosen on a GPU, whose maps are channels last and where all convolutions are cuDNN's
             stack.enter_context(mock.patch.object(convolution, "by_products", lambda *_: False))
-        if stand_in:  # what is chosen on a GPU, whose maps are channels last
             stack.enter_context(mock.patch.dict(os.environ, KERNELS_IMPL="cuda"))
             stack.enter_context(mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512"))
         _forget()
