@@ -32,6 +32,7 @@ from benchmarks.systems.launch_rules import (
     PRODUCTS,
     launches,
 )
+from i2i.networks import convolution
 from kernels import _cuda, backends
 from kernels._build import ROOMS
 from kernels._layout import is_channels_last
@@ -94,7 +95,8 @@ def our_launches(counts: Counts, stand_in: bool) -> Iterator[None]:
         stack.callback(_forget)
         for name, function in replaced.items():
             stack.enter_context(mock.patch.object(_cuda, name, function))
-        if stand_in:  # what is chosen on a GPU, whose maps are channels last
+        if stand_in:  # what is chosen on a GPU, whose maps are channels last and where all convolutions are cuDNN's
+            stack.enter_context(mock.patch.object(convolution, "by_products", lambda *_: False))
             stack.enter_context(mock.patch.dict(os.environ, KERNELS_IMPL="cuda"))
             stack.enter_context(mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512"))
         _forget()

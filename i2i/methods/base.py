@@ -15,6 +15,7 @@ from i2i import distributed
 from i2i.config import Config
 from i2i.devices import move_network
 from i2i.graphs import Draws, Graphs, Losses
+from i2i.methods.adam import Adam
 from i2i.methods.averages import Average
 from i2i.methods.half_weights import HalfWeights
 from i2i.methods.overlap import Overlap
@@ -131,7 +132,7 @@ class Method:
         parameters = [p for name in names for p in self.networks[name].parameters()]
         betas = (self.config.beta1, self.config.beta2)
         lr = lr or self.config.lr
-        return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+        return Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from i2i.config import GAN_MODES
 from i2i.errors import UsageError
+from i2i.methods.second_derivative import Differentiated
 from kernels._dtypes import wide
 
 Discriminator = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> scores (N, ...)
@@ -98,8 +99,8 @@ def image_gradient(discriminator: Discriminator, images: Tensor) -> Tensor:
     """Gradient (N, C, H, W) of each image's scores, summed, with respect to it; itself differentiable with respect to
     the weights. Not for inside autocast: the derivative of a derivative leaves the range of float16."""
     images = wide(images.detach()).requires_grad_()
-    with torch.autocast(images.device.type, enabled=False):
-        return torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)[0]
+    with torch.autocast(images.device.type, enabled=False), Differentiated() as layers:
+        return layers.gradient(discriminator(images).sum(), images)
 
 
 def total(losses: Iterable[Tensor]) -> Tensor:

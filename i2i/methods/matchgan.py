@@ -78,11 +78,11 @@ class MatchGAN(StarGAN):
         return self.config.labelled_percentage == 100 or self.iteration % 2 == 0
 
     def zero_grad(self, *names: str) -> None:
-        """To 0 and not to none: without labels two heads of D have no loss, and as published Adam moves them on by the
-        momentum that they have."""
-        for group in (group for name in names for group in self.optimizers[name].param_groups):
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+        """Two heads of D have no loss without labels. As published Adam moves them on by the momentum that they have,
+        so they begin with gradients of 0 and not with none."""
+        super().zero_grad(*names)
+        for head in (self.D.conv2, self.D.conv3) if "D" in names else ():
+            head.weight.grad = torch.zeros_like(head.weight)
 
     def draw(self, *batch: Tensor) -> Draws:
         """As StarGAN, and whether the batch has labels."""
@@ -99,12 +99,10 @@ class MatchGAN(StarGAN):
     def targets(self, labels: Tensor, drawn: Tensor) -> Tensor:
         return drawn.to(labels)
 
-    def real_losses(self, real: Tensor, labels: Tensor, draws: Draws) -> Losses:
-        features, scores, logits = self.judge(real)
-        losses = {"D_real": -scores.mean()}
-        if LABELLED in draws.variant:
-            losses |= {"D_cls": self.classification(logits, labels), "D_match": self.match(features)}
-        return losses
+    def label_losses(self, features: Tensor, logits: Tensor, labels: Tensor, draws: Draws) -> Losses:
+        if LABELLED not in draws.variant:
+            return {}
+        return {"D_cls": self.classification(logits, labels), "D_match": self.match(features)}
 
     def fake_losses(self, fake: Tensor, targets: Tensor) -> Losses:
         features, scores, logits = self.judge(fake)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import kernels
 from i2i.data.labels import LabelSpace
 from i2i.errors import UsageError
+from i2i.networks.convolution import Conv2d
 from i2i.networks.keys import Recognised, Settings, State
 
 
@@ -183,7 +184,7 @@ class StarGANDiscriminator(nn.Module):
         widths = [image_nc, *(conv_dim * 2**level for level in range(repeat_num))]
         layers: list[nn.Module] = []
         for inner, outer in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.LeakyReLU(0.01, inplace=True)]
+            layers += [Conv2d(inner, outer, 4, stride=2, padding=1), nn.LeakyReLU(0.01, inplace=True)]
         self.main = nn.Sequential(*layers)
         self.conv1 = nn.Conv2d(widths[-1], 1, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(widths[-1], c_dim, side, bias=False)
