@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.method_steps import gradient
 
-from benchmarks import steps
+from benchmarks import curves, steps
 from benchmarks.systems import step_report, turns
 from benchmarks.systems.stock import OURS, PUBLISHED
 from benchmarks.systems.stock_cut import CONTESTANTS, StockCUT
@@ -121,9 +121,9 @@ def row(name: str, losses: dict[str, float], gradient: torch.Tensor, folder) -> 
     return {"name": name, "status": "ok", "reason": "", "losses": losses, "samples_s": [], "path": path}
 
 
-def judge(rows: dict[str, dict]) -> None:
+def judge(rows: dict[str, dict], *loss_limits: dict[str, float]) -> None:
     paths = {name: r["path"] for name, r in rows.items()}
-    turns.judge(rows, paths, PUBLISHED, {name: CONTESTANTS[name].precision for name in rows})
+    turns.judge(rows, paths, PUBLISHED, {name: CONTESTANTS[name].precision for name in rows}, *loss_limits)
 
 
 def test_wrong_gradients_and_losses_are_named(tmp_path):
@@ -138,6 +138,16 @@ def test_wrong_gradients_and_losses_are_named(tmp_path):
     assert rows[OURS]["status"] == "FAIL" and rows[OURS]["reason"] == "G: 2.1, published form 2"
     assert rows["ours, float32"]["reason"] == "gradient of G: 0.02"
     assert rows["careful Python"]["status"] == rows[PUBLISHED]["status"] == "ok"
+
+
+@pytest.mark.parametrize("distance, status", [(9e-4, "ok"), (1.1e-3, "FAIL")])
+def test_losses_after_an_update_have_the_limit_of_the_cost_curves(distance, status, tmp_path):
+    found = {
+        name: row(name, {"G": 2.0 * (1 + distance * (name != PUBLISHED))}, torch.ones(1), tmp_path)
+        for name in (PUBLISHED, "ours, float32")
+    }
+    judge(found, curves.LOSS_LIMITS)
+    assert found["ours, float32"]["status"] == status
 
 
 def test_nothing_passes_without_the_published_form(tmp_path):
