@@ -20,7 +20,7 @@ TITLES = {
     "side": ("side of the images", "side of the images, pixels"),
     "batch": ("images of a batch", "images of a batch"),
     "patches": ("patches of an image", "patches of an image, in each of five layers"),
-    "bank": ("rows of the bank", "rows of the bank of negatives, for each layer and source"),
+    "bank": ("rows of the bank", "rows of the bank, for each layer and source"),
 }
 BANK = (
     "CUT's repository has no bank of negatives. Along that axis all contestants have the one that the paper compares "
@@ -151,10 +151,10 @@ def picture(result: Json) -> bytes:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     rows = result["rows"]
     figure, grid = pyplot.subplots(2, len(TITLES), figsize=(15, 8.2), sharex="col", sharey="row", layout="constrained")
-    figure.suptitle(f"A CUT training step, {result['precision']}: {where(result)}")
     for column, (axis, (_, title)) in enumerate(TITLES.items()):
         mine = _on(rows, axis)
         for panel, key, unit in ((grid[0][column], "median_s", 1), (grid[1][column], "peak_bytes", 2**30)):
@@ -165,12 +165,15 @@ def picture(result: Json) -> bytes:
                     panel.axvline(row["point"][axis], color="#C00000", linestyle=":", linewidth=1)
             _dress(panel, [row["point"][axis] for row in mine])
             if any(key in r for row in rows for r in row["providers"].values()):  # a run may have ended before
-                panel.set_yscale("log", base=2)
+                panel.set_yscale("log")
+                panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
                 panel.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+                panel.minorticks_off()
         grid[1][column].set_xlabel(title)
     grid[0][0].set_ylabel("seconds per step")
     grid[1][0].set_ylabel("peak memory, GiB")
-    figure.legend(handles=_legend(result), loc="outside upper center", ncols=5, frameon=False)
+    title = f"A CUT training step, {result['precision']}: {where(result)}"
+    figure.legend(handles=_legend(result), loc="outside upper center", ncols=5, frameon=False, title=title)
     figure.supxlabel(textwrap.fill(_caption(result), 200), fontsize=8)
     return png(figure)
 
