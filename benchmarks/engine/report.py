@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.engine import plot
+from benchmarks.engine.machine import SHARED
 from benchmarks.engine.suite import Suite, row_label
 from benchmarks.engine.work import EAGER, FUSED, INTO, Json
 from i2i.files import write_atomically
@@ -63,6 +64,7 @@ def markdown(suite: Suite, result: Json, pictures: Iterable[str] = ()) -> str:
     lines += ["", "## How many times faster than", ""]
     lines += ["Geometric mean over rows (min to max, rows); below 1 fused is slower.", ""]
     lines += _speedup_table(suite, summary["speedups"])
+    lines += _threads(rows)
     lines += ["", f"## Losses ({len(summary['losses'])})", ""]
     lines += [f"* {loss_line(loss)}" for loss in summary["losses"]] or ["None."]
     lines += ["", f"## Failed the correctness gate or raised ({len(summary['failures'])})", ""]
@@ -75,6 +77,48 @@ def markdown(suite: Suite, result: Json, pictures: Iterable[str] = ()) -> str:
     for name in pictures:
         lines += [f"![{name}]({suite.name}_{name}.png)", ""]
     return "\n".join(lines)
+
+
+def thread_counts(rows: Sequence[Json]) -> list[str]:
+    """More than one, of all rows that have several."""
+    found = {n for row in rows for n in row.get("scaling", {}).get("threads", {}) if n != "1"}
+    return sorted(found, key=int)
+
+
+def _threads(rows: Sequence[Json]) -> list[str]:
+    """A section on how fused scales; nothing where no row was measured with several numbers of threads."""
+    counts, rows = thread_counts(rows), [row for row in rows if row.get("scaling")]
+    if not counts:
+        return []
+    lines = ["", "## From one thread to more", ""]
+    lines.append(
+        "Parallel efficiency of fused, t(1) / (n t(n)): 1 is perfect, 1 / n no gain. Geometric mean over rows (min to "
+        "max, rows)."
+    )
+    lines += ["", *_header(["rows", *(f"{n} threads" for n in counts), "noisy rows"])]
+    for group in dict.fromkeys((row["operator"], row["mode"]) for row in rows):
+        mine = [row for row in rows if (row["operator"], row["mode"]) == group]
+        found = [summarise_ratios([row["scaling"]["threads"][n]["efficiency"] for row in mine]) for n in counts]
+        cells = [f"**{r['geomean']:.2f}** ({r['min']:.2f} to {r['max']:.2f}, {r['rows']})" for r in found]
+        lines.append(_line([" ".join(group), *cells, str(sum(row["scaling"]["noisy"] for row in mine))]))
+    slower = [line for row in rows if (line := _slower(row))]
+    lines += ["", f"Not faster than with one thread ({len(slower)}):", "", *([f"* {s}" for s in slower] or ["None."])]
+    return lines
+
+
+def _slower(row: Json) -> str:
+    """Of a row that gains nothing from some number of threads."""
+    ratios = {n: r["efficiency"] * int(n) for n, r in row["scaling"]["threads"].items() if n != "1"}
+    lost = ", ".join(f"{ratio:.2f}x with {n}" for n, ratio in ratios.items() if ratio <= 1)
+    return lost and f"{row_label(row)} {row['mode']}: {lost}{', noisy' if row['scaling']['noisy'] else ''}"
+
+
+def _efficiency(row: Json, counts: Sequence[str]) -> str:
+    threads = row.get("scaling", {}).get("threads")
+    if not threads:
+        return "–"
+    text = " / ".join(f"{threads[n]['efficiency']:.2f}" for n in counts)
+    return text + (", **noisy**" if row["scaling"]["noisy"] else "")
 
 
 def _failure_line(failure: Json) -> str:
@@ -99,7 +143,7 @@ def provenance(result: Json) -> list[str]:
         f"{state}{result['date']}, `{result['command']}`"
         + (", **interrupted: only the rows below were measured**" if result["interrupted"] else ""),
     ]
-    if result["other_load"] is not None and result["other_load"] > 0.08:
+    if result["other_load"] is not None and result["other_load"] > SHARED:
         lines += [
             "",
             f"**Shared machine**: other processes used {result['other_load']:.2f} cores on average; figures are noisy.",
@@ -135,7 +179,9 @@ def _legend(suite: Suite, device: str) -> str:
 def _row_table(suite: Suite, rows: Sequence[Json], device: str) -> list[str]:
     names = [n for n in suite.about if n not in (FUSED, INTO) and any(n in row["providers"] for row in rows)]
     compiled = any("compile_seconds" in r for row in rows for r in row["providers"].values())
+    counts = thread_counts(rows)
     extra = ["compile s"] * compiled + ["wall fused / eager"] * (device == "cuda")
+    extra += [f"efficiency, {' / '.join(counts)} threads"] * bool(counts)
     heads = ["case", "mode", "fused", suite.column[0], *names, "peak MiB", *extra, "rounds"]
     lines = _header(heads)
     for row in rows:
@@ -150,6 +196,8 @@ def _row_table(suite: Suite, rows: Sequence[Json], device: str) -> list[str]:
             tail.append(", ".join(seconds) or "–")
         if device == "cuda":
             tail.append(pair(by_name, "wall_us_per_call", 1))
+        if counts:
+            tail.append(_efficiency(row, counts))
         lines.append(
             _line(
                 [

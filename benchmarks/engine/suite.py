@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from benchmarks.engine import scaling
 from benchmarks.engine.gate import Gate
 from benchmarks.engine.measure import (
     DeviceClock,
@@ -169,6 +170,8 @@ def _measure(
             results[timing.name]["gflops"] = suite.flops(case, backward) / spread(timing.samples_ms)[1] / 1e6
         if device.type == "cuda" and timing.name in (FUSED, EAGER):
             results[timing.name]["wall_us_per_call"] = wall_us_per_call(timing)
+        if device.type == "cpu" and timing.name == FUSED:
+            row["scaling"] = scaling.measure(timing.call, backward)
     for copy in copies:
         copy_ms = spread(copy.samples_ms)[1]
         row["copy"] = times(copy) | bandwidth(copy, nbytes, copy_ms)

@@ -95,8 +95,8 @@ class Turns:
 
     baseline: whose first step the others' are compared with. progress: gets rounds + COMMANDS steps for each
     contestant, shown after `label`. folder: for gradients and what the processes say. until: the time of
-    time.monotonic() at which a contestant that has not answered is given up; it may be changed. To be left as a
-    context, which ends the processes.
+    time.monotonic() at which a contestant that has not answered is given up; it may be changed. loss_limits: by
+    precision, of losses' relative distance. To be left as a context, which ends the processes.
     """
 
     def __init__(
@@ -108,7 +108,9 @@ class Turns:
         folder: Path,
         label: str = "",
         until: float = math.inf,
+        loss_limits: Mapping[str, float] = LOSS_LIMITS,
     ):
+        self.loss_limits = loss_limits
         self.contestants, self.baseline, self.device = contestants, baseline, device
         self.progress, self.label, self.until = progress, label, until
         self.rows: Rows = {name: {"name": name, "status": "ok", "reason": "", "samples_s": []} for name in contestants}
@@ -140,7 +142,8 @@ class Turns:
 
     def compare(self) -> None:
         """What is wrong is not timed."""
-        judge(self.rows, self.gradients, self.baseline, {name: c.precision for name, c in self.contestants.items()})
+        precisions = {name: c.precision for name, c in self.contestants.items()}
+        judge(self.rows, self.gradients, self.baseline, precisions, self.loss_limits)
         for name in [name for name in self.running if self.rows[name]["status"] != "ok"]:
             self.running.pop(name).close()
 
@@ -208,7 +211,13 @@ def measure(
     return turns.summary(), interrupted
 
 
-def judge(rows: Rows, gradients: Mapping[str, Path], baseline: str, precisions: Mapping[str, str]) -> None:
+def judge(
+    rows: Rows,
+    gradients: Mapping[str, Path],
+    baseline: str,
+    precisions: Mapping[str, str],
+    loss_limits: Mapping[str, float] = LOSS_LIMITS,
+) -> None:
     """Marks every row whose first losses or gradients are not those of the baseline."""
     found = {name: torch.load(path) if path.exists() else None for name, path in gradients.items()}
     exact, losses = found[baseline], rows[baseline].get("losses")
@@ -222,7 +231,7 @@ def judge(rows: Rows, gradients: Mapping[str, Path], baseline: str, precisions: 
         row["gradient_distance"] = {net: distance(found[name][net], want) for net, want in exact.items()}
         off = [f"gradient of {n}: {d:.2g}" for n, d in row["gradient_distance"].items() if not d <= LIMITS[precision]]
         for term, want in losses.items():
-            if not abs(row["losses"][term] - want) <= LOSS_LIMITS[precision] * max(abs(want), 0.1):
+            if not abs(row["losses"][term] - want) <= loss_limits[precision] * max(abs(want), 0.1):
                 off.append(f"{term}: {row['losses'][term]:.5g}, {baseline} {want:.5g}")
         if off:
             row |= {"status": "FAIL", "reason": "; ".join(off)}

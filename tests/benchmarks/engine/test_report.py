@@ -13,7 +13,7 @@ from benchmarks import __main__ as cli
 from benchmarks.engine import plot, report
 from benchmarks.engine.work import EAGER, FUSED
 from benchmarks.outside import report as foreign_report
-from benchmarks.systems import step_report, zoo_report
+from benchmarks.systems import curve_report, step_report, zoo_report
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,7 +34,7 @@ def test_committed_results_can_be_rendered_again(path):
     elif path.stem.startswith("foreign"):  # has no picture
         text = foreign_report.markdown(result)
     else:
-        module = step_report if path.stem == "step" else zoo_report
+        module = {"step": step_report, "curves": curve_report, "zoo": zoo_report}[path.stem.split("_")[0]]
         text, image = module.markdown(result), module.picture(result)
     assert f"{result['versions']['torch']}" in text
     assert image.startswith(b"\x89PNG") if image else not path.with_suffix(".png").exists()

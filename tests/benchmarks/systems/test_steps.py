@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.method_steps import gradient
 
-from benchmarks import steps
+from benchmarks import curves, steps
 from benchmarks.systems import step_report, turns
 from benchmarks.systems.stock import OURS, PUBLISHED
 from benchmarks.systems.stock_cut import CONTESTANTS, StockCUT
@@ -20,10 +20,10 @@ TERMS = ("G_GAN", "D_real", "D_fake", "NCE", "NCE_Y", "G")
 CPU = torch.device("cpu")
 
 
-def images(step: int, size: int = 48) -> list[torch.Tensor]:
+def images(step: int, size: int = 48, count: int = 1) -> list[torch.Tensor]:
     """Smooth ones."""
     generator = torch.Generator().manual_seed(step)
-    coarse = [torch.rand(1, 3, 8, 8, generator=generator) for _ in range(2)]
+    coarse = [torch.rand(count, 3, 8, 8, generator=generator) for _ in range(2)]
     return [torch.nn.functional.interpolate(x, (size, size), mode="bilinear") * 2 - 1 for x in coarse]
 
 
@@ -31,7 +31,7 @@ def first_step(model, dtype: torch.dtype) -> tuple[dict[str, float], torch.Tenso
     """Losses, and the gradients of all networks in a row."""
     for net in model.networks.values():
         net.to(dtype)
-    losses = model.step(*(x.to(dtype) for x in images(0)))
+    losses = model.step(*(x.to(dtype) for x in images(0, count=model.config.batch_size)))
     assert losses.keys() == set(TERMS) - ({"NCE_Y"} if not model.config.nce_idt else set())
     gradients = [gradient(p).double().flatten() for net in model.networks.values() for p in net.parameters()]
     return {name: float(loss.detach()) for name, loss in losses.items()}, torch.cat(gradients)
@@ -39,7 +39,12 @@ def first_step(model, dtype: torch.dtype) -> tuple[dict[str, float], torch.Tenso
 
 STYLES = [Style(), Style(careful=True), Style(careful=True, compiled=True)]
 # FastCUT mirrors images in half the steps: in the first one with seed 0, not with seed 2
-CONFIGS = {"CUT": CUTConfig, "FastCUT": partial(FastCUTConfig, seed=2), "FastCUT, mirrored": FastCUTConfig}
+CONFIGS = {
+    "CUT": CUTConfig,
+    "CUT, two images": partial(CUTConfig, batch_size=2),
+    "FastCUT": partial(FastCUTConfig, seed=2),
+    "FastCUT, mirrored": FastCUTConfig,
+}
 
 
 @pytest.mark.parametrize("style", STYLES, ids=str)
@@ -49,7 +54,7 @@ def test_stock_networks_compute_the_published_step(system, style, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net, **_: net)  # the compiled style, uncompiled
     config = CONFIGS[system](crop_size=48, **SMALL)
     mirrors = float(torch.rand((), generator=torch.Generator().manual_seed(config.seed))) < 0.5
-    assert system == "CUT" or mirrors == (system == "FastCUT, mirrored")
+    assert system.startswith("CUT") or mirrors == (system == "FastCUT, mirrored")
     losses, gradients = first_step(StockCUT(config, CPU, style), torch.float64)
     wanted, exact = first_step(CUT(config), torch.float64)
     assert losses == pytest.approx(wanted, rel=1e-6)  # the least-squares loss is taken in float32
@@ -116,9 +121,9 @@ def row(name: str, losses: dict[str, float], gradient: torch.Tensor, folder) -> 
     return {"name": name, "status": "ok", "reason": "", "losses": losses, "samples_s": [], "path": path}
 
 
-def judge(rows: dict[str, dict]) -> None:
+def judge(rows: dict[str, dict], *loss_limits: dict[str, float]) -> None:
     paths = {name: r["path"] for name, r in rows.items()}
-    turns.judge(rows, paths, PUBLISHED, {name: CONTESTANTS[name].precision for name in rows})
+    turns.judge(rows, paths, PUBLISHED, {name: CONTESTANTS[name].precision for name in rows}, *loss_limits)
 
 
 def test_wrong_gradients_and_losses_are_named(tmp_path):
@@ -133,6 +138,16 @@ def test_wrong_gradients_and_losses_are_named(tmp_path):
     assert rows[OURS]["status"] == "FAIL" and rows[OURS]["reason"] == "G: 2.1, published form 2"
     assert rows["ours, float32"]["reason"] == "gradient of G: 0.02"
     assert rows["careful Python"]["status"] == rows[PUBLISHED]["status"] == "ok"
+
+
+@pytest.mark.parametrize("distance, status", [(9e-4, "ok"), (1.1e-3, "FAIL")])
+def test_losses_after_an_update_have_the_limit_of_the_cost_curves(distance, status, tmp_path):
+    found = {
+        name: row(name, {"G": 2.0 * (1 + distance * (name != PUBLISHED))}, torch.ones(1), tmp_path)
+        for name in (PUBLISHED, "ours, float32")
+    }
+    judge(found, curves.LOSS_LIMITS)
+    assert found["ours, float32"]["status"] == status
 
 
 def test_nothing_passes_without_the_published_form(tmp_path):

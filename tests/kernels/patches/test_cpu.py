@@ -68,19 +68,6 @@ def test_repeated_rows_are_summed_in_float32(isa, layout):
     assert (dx.flatten(2)[..., 5] == 2).all() and dx.sum() == 40
 
 
-def test_thread_count_changes_nothing():
-    x, ids = randn(2, 40, 32, 32), torch.arange(500) % 37
-    grad = randn(2, 500, 40, seed=1)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(launch_cpu.backward([grad], [ids], [layout_of(x)], False)[0])
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-
-
 def test_rows_of_infinity_stay_where_they_are():
     grad = torch.zeros(1, 3, 2)
     grad[0, 1] = float("inf")
