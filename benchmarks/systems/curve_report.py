@@ -30,7 +30,7 @@ BANK = (
 )
 REST = "Along each axis the rest is as published: 256 x 256 pixels, batch 1, 256 patches, negatives of the same image."
 ABOUT = {
-    OURS: "i2i's step on the fused operators, channels last",
+    OURS: "i2i's step on the fused operators",
     CAREFUL: CONTESTANTS[CAREFUL].about.replace(", bfloat16 autocast", ""),
     PUBLISHED: CONTESTANTS[PUBLISHED].about,
 }
