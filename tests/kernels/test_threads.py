@@ -11,7 +11,7 @@ import torch
 import kernels
 
 Tensor = torch.Tensor
-NOT_OPERATORS = {"accelerate", "backend_report", "fuse", "keep_freed_memory", "unfuse"}
+NOT_OPERATORS = {"accelerate", "backend_report", "fuse", "keep_freed_memory", "preferred_memory_format", "unfuse"}
 
 
 class Case(NamedTuple):
