@@ -134,8 +134,8 @@ def test_two_processes_are_one_of_twice_the_batch(tmp_path, method, one_thread):
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert len(two) == len(one) == 6
     for a, b in zip(two[:3], one):
-        # 1e-6 at the first step; Adam's steps then spread what rounding leaves of gradients that are zero. Later steps say
-        # nothing: one process in two memory formats is 4e-4, 1.4e-2 and 2e-2 away from itself at CUT's steps 4, 5 and 6.
+        # 1e-6 at the first step; Adam's steps then spread what rounding leaves of gradients that are zero. Later steps
+        # say nothing: CUT in two memory formats is 4e-4, 1.4e-2 and 2e-2 away from itself at steps 4, 5 and 6.
         assert a == pytest.approx(b, rel=2e-5 if a["step"] == 1 else 2e-3, abs=1e-6), a["step"]
     assert all(two[-1][name] != two[0][name] for name in two[0])  # it trains
 
