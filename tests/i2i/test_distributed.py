@@ -123,7 +123,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
     "method", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS if name != "cut")]
 )
 def test_two_processes_are_one_of_twice_the_batch(tmp_path, method, one_thread):
-    words = ["--method", method, *TINY, *SETTINGS[method], "steps=6", "save_every=3"]
+    words = ["--method", method, *TINY, *SETTINGS[method], "steps=3", "save_every=2"]
     printed = torchrun(*words, "--output", tmp_path / "two", "batch_size=1")
     assert main(["train", "--device", "cpu", *words, "--output", str(tmp_path / "one"), "batch_size=2"]) == 0
     assert printed.count("checkpoint:") == 1  # only the first process speaks
@@ -132,8 +132,8 @@ def test_two_processes_are_one_of_twice_the_batch(tmp_path, method, one_thread):
         for key, tensor in state.items():
             assert torch.equal(tensor, ranks[1][name][key]), f"{name} {key}"
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
-    assert len(two) == len(one) == 6
-    for a, b in zip(two[:3], one):
+    assert len(two) == len(one) == 3
+    for a, b in zip(two, one):
         # 1e-6 at the first step; Adam's steps then spread what rounding leaves of gradients that are zero. Later steps
         # say nothing: CUT in two memory formats is 4e-4, 1.4e-2 and 2e-2 away from itself at steps 4, 5 and 6.
         assert a == pytest.approx(b, rel=2e-5 if a["step"] == 1 else 2e-3, abs=1e-6), a["step"]

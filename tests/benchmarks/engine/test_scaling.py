@@ -33,7 +33,8 @@ def test_the_call_runs_with_every_number_of_threads(threads):
     assert one["efficiency"] == 1
     for n, each in found["threads"].items():
         assert each["efficiency"] == pytest.approx(one["median_ms"] / (int(n) * each["median_ms"]))
-        assert each["p20_ms"] <= each["median_ms"] <= each["p80_ms"] and len(each["samples_ms"]) >= scaling.ROUNDS
+        assert each["p20_ms"] <= each["median_ms"] <= each["p80_ms"]
+        assert 2 * len(each["samples_ms"]) >= scaling.ROUNDS  # disturbed rounds are left out
 
 
 def test_the_number_of_threads_comes_back_after_an_error(threads):

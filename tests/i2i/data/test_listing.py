@@ -201,6 +201,7 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert len(list_images(Path(os.fsdecode(folder))).pictures) == 1
 
 
+@pytest.mark.slow  # 26 s on a busy machine: a run of its own
 def test_a_terminal_that_cannot_show_a_name_stops_nothing(tmp_path):
     """The whole way from a file of settings with a byte order mark, in the poorest of terminals."""
     root = os.fsencode(tmp_path) + b"/caf\xe9"

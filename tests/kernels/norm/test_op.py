@@ -176,7 +176,13 @@ torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")
 """
 
 
-@pytest.mark.parametrize("code", [COLD_MODEL, COLD_FUNCTION], ids=["fused model", "named implementation"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(COLD_MODEL, marks=pytest.mark.slow, id="fused model"),
+        pytest.param(COLD_FUNCTION, id="named implementation"),
+    ],
+)
 def test_compiles_before_anything_ran_eagerly(code, forked):
     """The choice of implementation, with its build and its files, must not be traced."""
     done = forked(code)
