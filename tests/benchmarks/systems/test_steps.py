@@ -94,6 +94,7 @@ def test_loss_curves_agree_as_well_as_those_of_two_reference_runs():
     assert sum(distances) / 2 <= 1.6 * chance  # 0.89 to 1.22 times for six seeds
 
 
+@pytest.mark.slow  # 63 s in the whole run; the commands of zoo and curves run the same processes
 def test_command_line(tmp_path, monkeypatch, capsys):
     """With a contestant that dies, which costs its own row."""
     monkeypatch.setitem(CONTESTANTS, "gone", CONTESTANTS[OURS])
