@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 
 PROGRAMS = ("i2i", "kernels-report", "kernels-bench")
-COMMANDS = ("steps", "zoo", "curves", "launches", "prove", "foreign")
+COMMANDS = ("steps", "zoo", "curves", "profile", "launches", "prove", "foreign")
 MODULES = ("i2i", "kernels.fusing", "benchmarks", *(f"benchmarks.{name}" for name in COMMANDS))  # for python -m
 INTERRUPTED, BROKEN_PIPE = 128 + signal.SIGINT, 128 + 13
 

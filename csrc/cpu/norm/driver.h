@@ -228,12 +228,14 @@ struct Driver {
     }
     if (failed) return 1;
     if (args.channels_last && args.kind != kLayerStd) {
-      for (int64_t n = 0; n < args.n; ++n) {
-        double *sample_mean = mean + n * cut.chunks * args.c, *sample_m2 = m2 + n * cut.chunks * args.c;
-        merge_chunks(cut, sample_mean, sample_m2);
-        for (int64_t c = 0; c < args.c; ++c)
-          write_stats(n * args.c + c, close(args, {(double)positions, sample_mean[c], sample_m2[c]}));
-      }
+      run(parallel, args.n, 4096 / (args.c * cut.chunks), [&](int64_t b, int64_t e) {
+        for (int64_t n = b; n < e; ++n) {
+          double *sample_mean = mean + n * cut.chunks * args.c, *sample_m2 = m2 + n * cut.chunks * args.c;
+          merge_chunks(cut, sample_mean, sample_m2);
+          for (int64_t c = 0; c < args.c; ++c)
+            write_stats(n * args.c + c, close(args, {(double)positions, sample_mean[c], sample_m2[c]}));
+        }
+      });
       return 0;
     }
     const int64_t group = args.kind == kLayerStd ? args.c : 1;  // planes of one statistics group

@@ -39,12 +39,14 @@ static inline vf activation_gradient(vf g, vf z, vf slope) {
 
 // ---- lines -----------------------------------------------------------------------------------------------------------
 
-// Elements [i, n) of a line, fewer than W, less `minus`; the other lanes are zero. Where there are W elements at all, the
-// last W are loaded, and what was met before is taken out: far cheaper than a part of a vector.
+// The last elements of a line of n, from i on, fewer than W, for sums. Where there are W elements at all, the last W are
+// loaded (`last`), and what was met before is taken out of what is added (`unmet`): far cheaper than a part of a vector.
 template <class T>
-static inline vf last_lanes(const T* x, int64_t i, int64_t n, vf minus) {
-  if (n < W) return lanes(load_first(x, (int)n) - minus, (int)i, (int)n);
-  return lanes(load(x + n - W) - minus, (int)(i - (n - W)), W);
+static inline vf last(const T* x, int64_t n) {
+  return n < W ? load_first(x, (int)n) : load(x + n - W);
+}
+static inline vf unmet(vf v, int64_t i, int64_t n) {
+  return n < W ? lanes(v, (int)i, (int)n) : lanes(v, (int)(i - (n - W)), W);
 }
 
 template <class T>
@@ -75,7 +77,7 @@ static void line_moments(const T* x, int64_t n, double* mean, double* m2) {
         b0 += d * d;
       }
       if (i < n) {
-        const vf d = last_lanes(x, i, n, vs);
+        const vf d = unmet(last(x, n) - vs, i, n);
         a1 += d;
         b1 += d * d;
         i = n;
@@ -135,11 +137,10 @@ static void line_sums(const T* x, const G* g, int64_t n, float high, float a, fl
         q0 += gg * d;
         i += W;
       }
-      if (i < n) {  // a lane without an element has d = 0 and g = 0
-        const vf d = last_lanes(x, i, n, vh_);
-        const vf gg = activation_gradient<ACT>(last_lanes(g, i, n, vf{}), d * va + vb, vs);
-        p1 += gg;
-        q1 += gg * d;
+      if (i < n) {
+        const vf d = last(x, n) - vh_, gg = activation_gradient<ACT>(last(g, n), d * va + vb, vs);
+        p1 += unmet(gg, i, n);
+        q1 += unmet(gg * d, i, n);
         i = n;
       }
     }

@@ -3,7 +3,7 @@
 //
 // A span is `rows` times `c` elements. A few rows are met together, vector after vector of channels: their coefficients or
 // sums are loaded once for all of them, and memory is read and written in a few streams from front to back, which hardware
-// prefetches. (Tiles of channels that walked down a block of rows took 1.2 to 1.6 times as long with AVX2.)
+// prefetches. (Tiles of channels that walked down a block of rows took 1.1 to 1.4 times as long with AVX2.)
 #pragma once
 
 #include "norm/lines.h"
@@ -20,6 +20,13 @@ struct Count {
   static constexpr int value = N;
 };
 
+// What sums ask for themselves: a few rows of few channels are met in strides, which hardware does not prefetch (moments of
+// 1x64x256x256 float32: 1.19 ms without, 0.87 with). Beyond the end of a map this asks in vain.
+template <class T>
+static inline void fetch_ahead(const T* p) {
+  __builtin_prefetch((const char*)p + 8192);
+}
+
 static inline void add_vector(double* out, vf v) {
   vd t;
   memcpy(&t, out, sizeof t);
@@ -27,8 +34,8 @@ static inline void add_vector(double* out, vf v) {
   memcpy(out, &t, sizeof t);
 }
 
-// s0[channel] and s1[channel] += what f.template sum<R>(r, k, p, q) adds to p and q for the rows [r, r + R) of the W channels
-// from k on, or f.sum_first(r, k, m, p, q) for the m < W last channels of row r.
+// s0[channel] and s1[channel] += what f.template sum<R>(r, k, p, q) adds to p and q for the rows [r, r + R) of the W
+// channels from k on, or f.sum_first(r, k, m, p, q) for the m < W last channels of row r.
 template <class F>
 static inline void sum_span(int64_t rows, int64_t c, double* s0, double* s1, const F& f) {
   alignas(64) float p[kPanel], q[kPanel];
@@ -89,6 +96,7 @@ struct SpanMoments {  // sum (x - shift), sum (x - shift)^2
     const vf s = load(shift + k);
     const T* from = x + r * c + k;
     for (int j = 0; j < R; ++j) {
+      fetch_ahead(from + j * c);
       const vf d = load(from + j * c) - s;
       p += d;
       q += d * d;
@@ -139,6 +147,8 @@ struct SpanSums {  // sum g', sum g' d
     const vf vs = splat(slope), vh_ = load(high + k), va = load(a + k), vb = load(b + k);
     for (int j = 0; j < R; ++j) {
       const int64_t i = (r + j) * c + k;
+      fetch_ahead(x + i);
+      fetch_ahead(g + i);
       const vf d = load(x + i) - vh_, gg = activation_gradient<ACT>(load(g + i), d * va + vb, vs);
       p += gg;
       q += gg * d;
