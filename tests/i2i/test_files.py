@@ -45,6 +45,7 @@ def test_an_output_that_cannot_be_written_is_told_by_its_own_name(tmp_path):
     assert caught.value.errno == errno.ENOSPC and tree(tmp_path) == {"file": b"before"}
 
 
+@pytest.mark.slow  # a process that imports torch; other full disks are met by the trainer's tests
 def test_torchs_own_writer_on_a_full_disk(tmp_path, forked):
     """Which raises a RuntimeError that says nothing."""
     torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
