@@ -77,8 +77,8 @@ def check_range(name: str, ids: Tensor, x: Tensor) -> None:
 
 
 def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
-    """ids as int64 (P,) on x's device, checked; their range only where that needs no wait for a device (and not while
-    torch.compile traces, where the CPU operator checks it)."""
+    """ids as int64 (P,) on x's device, checked; their range only where they are still on the host and x is not (for
+    maps on the CPU see `check_positions`)."""
     if not isinstance(ids, (Tensor, np.ndarray, Sequence)) or isinstance(ids, (str, bytes)):
         raise TypeError(f"{name}: got {kind(ids)}, want integer positions of shape (P,)")
     if torch.compiler.is_compiling() and isinstance(ids, (list, tuple)):
@@ -94,12 +94,19 @@ def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
         raise ValueError(f"{name}: got shape {tuple(ids.shape)}, want (P,)")
     if ids.shape[0] == 0:
         raise ValueError(f"{name}: got no positions, want at least one")
-    on_host = ids.device.type == "cpu"
-    if not on_host:
-        ids = ids.to(x.device)
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and _guard.addressable(ids):
-        check_range(name, ids, x)
+    if ids.device == x.device and ids.dtype == torch.int64:  # most calls
+        return ids
+    if ids.device.type == "cpu" and x.device.type != "cpu" and not torch.compiler.is_compiling():
+        if _guard.addressable(ids):
+            check_range(name, ids, x)
     return ids.to(x.device, torch.int64, non_blocking=True)
+
+
+def check_positions(name: str, ids: Tensor, x: Tensor) -> None:
+    """Every id is a position of x, a map on the CPU that the C++ operator is not asked to sample: that one looks
+    itself, also at what torch.compile traced."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and _guard.addressable(ids):
+        check_range(name, ids, x)
 
 
 def given_ids(ids: object, features: Sequence[Tensor]) -> list[Tensor]:

@@ -7,23 +7,25 @@ from collections.abc import Sequence
 import torch
 
 from kernels._native import DTYPE_CODES, load
+from kernels.patches.checks import check_range
 from kernels.patches.spec import Layout, Strides, new_map, new_rows, positions, readable, strides_of
 
 Tensor = torch.Tensor
 
 # The arguments of each C++ function, in order, by the names of csrc/cpu/patches/bind.cpp; compared when the library
 # loads. Those in brackets are passed for every map.
-_MAP = "map rows ids n c p w sn sc sh sw dtype unique zero"  # as _arguments returns them
+_MAP = "map rows ids n c p positions w sn sc sh sw dtype unique zero"  # as _arguments returns them
 ARGUMENTS = {"patches_gather": f"[ {_MAP} ]", "patches_scatter": f"[ {_MAP} ]"}
 
 
 def _arguments(x: Tensor, strides: Strides, rows: Tensor, ids: Tensor, unique: bool, fill: int) -> tuple:
     n, p, c = rows.shape
-    return (x.data_ptr(), rows.data_ptr(), ids.data_ptr(), n, c, p, *strides, DTYPE_CODES[x.dtype], unique, fill)
+    addresses = x.data_ptr(), rows.data_ptr(), ids.data_ptr()
+    return (*addresses, n, c, p, positions(x), *strides, DTYPE_CODES[x.dtype], unique, fill)
 
 
 def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
-    """The patches (B, P, C) of every map, in one parallel region."""
+    """The patches (B, P, C) of every map, in one parallel region. ValueError: a position is outside its map."""
     arguments, found, held = [], [], []
     for x, at in zip(maps, ids):
         rows = new_rows(x, at)
@@ -33,8 +35,15 @@ def forward(maps: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
             at = at.contiguous()
             held += (x, at)
             arguments += _arguments(x, strides, rows, at, True, 0)
+        else:
+            check_range(f"ids[{len(found) - 1}]", at, x)
     if arguments:
-        load().patches_gather(*arguments)
+        try:
+            load().patches_gather(*arguments)
+        except IndexError:
+            for layer, (x, at) in enumerate(zip(maps, ids)):
+                check_range(f"ids[{layer}]", at, x)
+            raise
     return found
 
 

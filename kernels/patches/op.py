@@ -21,7 +21,7 @@ from kernels.patches.checks import (
     check_generator,
     check_map,
     check_num_patches,
-    check_range,
+    check_positions,
     given_ids,
 )
 from kernels.patches.spec import Layout, dense_copy, is_dense, layout_of, new_map, new_rows, positions
@@ -54,9 +54,9 @@ def _unpacked(sizes: Sequence[int], dims: Sequence[int], channels_last: Sequence
 
 
 def _run_sample(maps, ids, impl):
-    if maps[0].device.type == "cpu":  # while torch.compile traced, the range could not be checked
+    if impl != "cpu":
         for layer, (x, at) in enumerate(zip(maps, ids)):
-            check_range(f"ids[{layer}]", at, x)
+            check_positions(f"ids[{layer}]", at, x)
     return _launcher(impl).forward(maps, ids)
 
 
@@ -288,6 +288,10 @@ def sample_patches(
     else:
         at = given_ids(ids, features)
     chosen = [backends.choose(impl, *both, names=("a map of features", "its ids")) for both in zip(features, at)]
+    # The C++ operator looks at positions itself, and counts its own maps alone.
+    if ids is not None and any(name != "cpu" for name in chosen):
+        for layer, x in enumerate(features):
+            check_positions(f"ids[{layer}]", at[layer], x)
     patches: dict[int, Tensor] = {}
     fused = [layer for layer, name in enumerate(chosen) if name != "reference"]
     if fused:
@@ -322,6 +326,7 @@ def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, 
     check_map("x", x)
     at = as_ids("ids", ids, x)
     chosen = backends.choose(impl, x, at, names=("x", "ids"))
+    check_positions("ids", at, x)
     recorded = torch.is_grad_enabled() and x.requires_grad
     if chosen == "reference":
         return x.view_as(x) if recorded else x, reference.sample(x, at)

@@ -8,7 +8,7 @@ import torch
 
 from kernels._layout import dense
 from kernels._native import DTYPE_CODES, load
-from kernels.resample.spec import Spec, new_output
+from kernels.resample.spec import Spec
 from kernels.resample.taps import Taps, tables
 
 Tensor = torch.Tensor
@@ -29,23 +29,25 @@ def _axis(taps: Taps) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _tables(spec: Spec) -> tuple[tuple[Taps, Taps], tuple[int, ...]]:
-    """The tables, kept alive for as long as their addresses are."""
+def _tables(spec: Spec) -> tuple[tuple[Taps, Taps], tuple[int, ...], tuple[int, int]]:
+    """The tables, kept alive for as long as their addresses are, and the size of the output."""
     both = tables(spec)
-    return both, (*_axis(both[0]), *_axis(both[1]))
+    return both, (*_axis(both[0]), *_axis(both[1])), spec.output
 
 
 def apply(x: Tensor, spec: Spec, channels_last: bool) -> Tensor:
     """The operator or its gradient on x (N, C, H, W); the result lies in memory as `channels_last` says."""
-    c = x.shape[1]
+    n, c, _, _ = x.shape
     sn, sc, sh, sw = x.stride()
     # rows must be dense, but may lie apart: the inside of a padded map is read where it is
     if not ((sc == 1 and sw == c) if channels_last else sw == 1):
         x = dense(x, channels_last)
         sn, sc, sh, sw = x.stride()
-    y = new_output(x, spec, channels_last)
-    if y.numel():
-        arrays, addresses = _tables(spec)  # the arrays live at least as long as this name, also when the cache is full
+    # the arrays live at least as long as their name here, also when the cache is full
+    arrays, addresses, size = _tables(spec)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    y = torch.empty((n, c, *size), dtype=x.dtype, device=x.device, memory_format=order)
+    if n and c:
         code = DTYPE_CODES[x.dtype]
-        load().resample(x.data_ptr(), y.data_ptr(), x.shape[0], c, channels_last, code, sn, sc, sh, *addresses)
+        load().resample(x.data_ptr(), y.data_ptr(), n, c, channels_last, code, sn, sc, sh, *addresses)
     return y

@@ -253,7 +253,8 @@ def test_what_patches_passes(passed):
             for x, r, at in zip(xs, rows, ids):
                 sn, sc, sh, sw = x.stride()
                 group = dict(map=x.data_ptr(), rows=r.data_ptr(), ids=at.data_ptr(), n=x.shape[0], c=x.shape[1])
-                group |= dict(p=len(at), w=x.shape[3], sn=sn, sc=sc, sh=sh, sw=sw, dtype=DTYPES[x.dtype])
+                group |= dict(p=len(at), positions=x[0, 0].numel(), w=x.shape[3], sn=sn, sc=sc, sh=sh, sw=sw)
+                group |= dict(dtype=DTYPES[x.dtype])
                 groups.append(group | dict(unique=unique, zero=2 * x.numel() if zero else 0))
             return [{}, *groups]
 

@@ -137,8 +137,8 @@ const char* names(F read) {
   return text.c_str();
 }
 
-// One call: reads its arguments, and runs f(args, parallel) without the GIL; f returns 0, or 1 when scratch memory could
-// not be had. Call: the room's Args; or, where arguments come in groups, what owns these and makes the Args of them.
+// One call: reads its arguments, and runs f(args, parallel) without the GIL; f returns 0, 1 when scratch memory could not be
+// had, or 2 when a position lies outside its map. Call: the room's Args; or, where arguments come in groups, what owns these and makes the Args of them.
 template <class Call, class Read, class Args>
 PyObject* call(PyObject* const* args, Py_ssize_t count, Read read, int (*f)(const Args&, ParallelFor)) {
   Reader r{args, count};
@@ -153,7 +153,11 @@ PyObject* call(PyObject* const* args, Py_ssize_t count, Read read, int (*f)(cons
   Py_BEGIN_ALLOW_THREADS;
   failed = f(a, parallel);
   Py_END_ALLOW_THREADS;
-  if (failed) return PyErr_NoMemory();
+  if (failed == 1) return PyErr_NoMemory();
+  if (failed) {
+    PyErr_SetString(PyExc_IndexError, "a position outside its map");
+    return nullptr;
+  }
   Py_RETURN_NONE;
 }
 

@@ -79,21 +79,40 @@ static inline void store_u16(void* p, vu v) {  // lanes below 2^16
 }
 
 // Lanes of a and b by turns: a0 b0 a1 b1 and so on, the first half of them in `low`.
-static inline void interleave(vu a, vu b, vu& low, vu& high) {
+template <class V>
+static inline void interleave(V a, V b, V& low, V& high) {
 #if defined(__AVX512F__)
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i last = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  low = (vu)_mm512_permutex2var_epi32((__m512i)a, first, (__m512i)b);
-  high = (vu)_mm512_permutex2var_epi32((__m512i)a, last, (__m512i)b);
+  low = (V)_mm512_permutex2var_epi32((__m512i)a, first, (__m512i)b);
+  high = (V)_mm512_permutex2var_epi32((__m512i)a, last, (__m512i)b);
 #elif defined(__AVX2__)
   const __m256i even = _mm256_unpacklo_epi32((__m256i)a, (__m256i)b);  // of each half
   const __m256i odd = _mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
-  low = (vu)_mm256_permute2x128_si256(even, odd, 0x20);
-  high = (vu)_mm256_permute2x128_si256(even, odd, 0x31);
+  low = (V)_mm256_permute2x128_si256(even, odd, 0x20);
+  high = (V)_mm256_permute2x128_si256(even, odd, 0x31);
 #else
   for (int i = 0; i < W / 2; ++i) {
     low[2 * i] = a[i], low[2 * i + 1] = b[i];
     high[2 * i] = a[i + W / 2], high[2 * i + 1] = b[i + W / 2];
+  }
+#endif
+}
+// And back: positions 0, 2, .. and 1, 3, .. of two registers that follow one another.
+template <class V>
+static inline void deinterleave(V a, V b, V& even, V& odd) {
+#if defined(__AVX512F__)
+  const __m512i pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  even = (V)_mm512_permutex2var_epi32((__m512i)a, pick, (__m512i)b);
+  odd = (V)_mm512_permutex2var_epi32((__m512i)a, _mm512_add_epi32(pick, _mm512_set1_epi32(1)), (__m512i)b);
+#elif defined(__AVX2__)
+  const __m256 e = _mm256_shuffle_ps((__m256)a, (__m256)b, 0x88), o = _mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd);
+  even = (V)_mm256_permute4x64_epi64((__m256i)e, 0xd8);
+  odd = (V)_mm256_permute4x64_epi64((__m256i)o, 0xd8);
+#else
+  for (int i = 0; i < W / 2; ++i) {
+    even[i] = a[2 * i], even[i + W / 2] = b[2 * i];
+    odd[i] = a[2 * i + 1], odd[i + W / 2] = b[2 * i + 1];
   }
 #endif
 }

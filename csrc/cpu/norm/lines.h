@@ -12,7 +12,7 @@
 #pragma once
 
 #include "norm/norm.h"
-#include "common/vec.h"
+#include "common/wide.h"
 
 namespace KERNELS_ISA {
 
@@ -27,6 +27,11 @@ static inline vf activate(vf z, vf slope) {
 }
 
 template <int ACT>
+static inline Pair activate(Pair z, Pair slope) {
+  return {activate<ACT>(z.even, slope.even), activate<ACT>(z.odd, slope.odd)};
+}
+
+template <int ACT>
 static inline vf activation_gradient(vf g, vf z, vf slope) {
   if (ACT == kRelu) return (z <= 0) ? vf{} : g;  // as torch: 0 at 0, passes at NaN
   if (ACT == kLeakyRelu) return (z > 0) ? g : g * slope;
@@ -35,6 +40,11 @@ static inline vf activation_gradient(vf g, vf z, vf slope) {
     return g * (1.0f - t * t);
   }
   return g;
+}
+
+template <int ACT>
+static inline Pair activation_gradient(Pair g, Pair z, Pair slope) {
+  return {activation_gradient<ACT>(g.even, z.even, slope.even), activation_gradient<ACT>(g.odd, z.odd, slope.odd)};
 }
 
 // ---- lines -----------------------------------------------------------------------------------------------------------
@@ -49,8 +59,17 @@ static inline vf unmet(vf v, int64_t i, int64_t n) {
   return n < W ? lanes(v, (int)i, (int)n) : lanes(v, (int)(i - (n - W)), W);
 }
 
+// Asks for the memory of N elements. The first of two sweeps over a plane asks for what the second will write, if given as
+// `result` (null: not): that waits for memory while the first computes. Where nothing is in cache, as in a training step,
+// 1x256x64x64 float32 took 0.62 ms instead of 0.74, backward 0.85 instead of 1.05 (one thread of AVX2); where everything
+// is in the last cache, 0.20 instead of 0.18.
+template <int N, class T>
+static inline void fetch(const T* p) {
+  for (int64_t byte = 0; byte < N * (int64_t)sizeof(T); byte += 64) __builtin_prefetch((const char*)p + byte);
+}
+
 template <class T>
-static void line_moments(const T* x, int64_t n, double* mean, double* m2) {
+static void line_moments(const T* x, const T* result, int64_t n, double* mean, double* m2) {
   // One pass, shifted by the mean of the first elements. The shift is a mean of n/16 of the data, so the shifted sum of
   // squares is at most 17 times the true one however the data are arranged: no cancellation to speak of. (It need not be
   // an exact mean: any rounding of it is accounted for by the sum of differences.)
@@ -60,31 +79,40 @@ static void line_moments(const T* x, int64_t n, double* mean, double* m2) {
   for (; i + 2 * W <= head; i += 2 * W) h0 += load(x + i), h1 += load(x + i + W);
   for (; i < head; i += W) h0 += load_first(x + i, head - i < W ? (int)(head - i) : W);
   const float shift = sum(h0 + h1) / (float)head;
+  typedef Wide<T> V;
+  constexpr int N = kLanes<V>;
   const vf vs = splat(shift);
+  const V ws = splat_as<V>(shift);
   vd s1 = {}, s2 = {};
   i = 0;
   do {  // what is left after the groups of four goes with the last of them: to float64 once, which short planes feel
-    vf a0 = {}, a1 = {}, a2 = {}, a3 = {}, b0 = {}, b1 = {}, b2 = {}, b3 = {};
+    V sums[4 * W / N] = {}, squares[4 * W / N] = {};
     for (int k = 0; k < kFlush && i + 4 * W <= n; ++k, i += 4 * W) {
-      vf d0 = load(x + i) - vs, d1 = load(x + i + W) - vs, d2 = load(x + i + 2 * W) - vs, d3 = load(x + i + 3 * W) - vs;
-      a0 += d0, a1 += d1, a2 += d2, a3 += d3;
-      b0 += d0 * d0, b1 += d1 * d1, b2 += d2 * d2, b3 += d3 * d3;
+      if (result) fetch<4 * W>(result + i);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4 * W / N; ++j) {
+        const V d = take<V>(x + i + j * N) - ws;
+        sums[j] += d;
+        squares[j] += d * d;
+      }
     }
+    vf a[4], b[4];
+    for (int j = 0; j < 4 * W / N; ++j) apart(sums[j], a + j * N / W), apart(squares[j], b + j * N / W);
     if (i + 4 * W > n) {
       for (; i + W <= n; i += W) {
         const vf d = load(x + i) - vs;
-        a0 += d;
-        b0 += d * d;
+        a[0] += d;
+        b[0] += d * d;
       }
       if (i < n) {
         const vf d = unmet(last(x, n) - vs, i, n);
-        a1 += d;
-        b1 += d * d;
+        a[1] += d;
+        b[1] += d * d;
         i = n;
       }
     }
-    add_to(s1, (a0 + a1) + (a2 + a3));
-    add_to(s2, (b0 + b1) + (b2 + b3));
+    add_to(s1, (a[0] + a[1]) + (a[2] + a[3]));
+    add_to(s2, (b[0] + b[1]) + (b[2] + b[3]));
   } while (i < n);
   const double t1 = sum(s1), t2 = sum(s2), delta = t1 / (double)n;
   *mean = (double)shift + delta;
@@ -94,14 +122,23 @@ static void line_moments(const T* x, int64_t n, double* mean, double* m2) {
 
 template <class T, int ACT, bool RES>
 static void line_forward(const T* x, const T* residual, T* y, int64_t n, float high, float a, float b, float slope) {
+  typedef Wide<T> V;
   const vf vh_ = splat(high), va = splat(a), vb = splat(b), vs = splat(slope);
+  const V wh = splat_as<V>(high), wa = splat_as<V>(a), wb = splat_as<V>(b), ws = splat_as<V>(slope);
   int64_t i = 0;
 #pragma GCC unroll 4
-  for (; i + W <= n; i += W) {
-    vf v = activate<ACT>((load(x + i) - vh_) * va + vb, vs);
-    if (RES) v += load(residual + i);
-    store(y + i, v);
+  for (; i + kLanes<V> <= n; i += kLanes<V>) {
+    V v = activate<ACT>((take<V>(x + i) - wh) * wa + wb, ws);
+    if (RES) v += take<V>(residual + i);
+    put_wide(y + i, v);
   }
+  if constexpr (kLanes<V> > W)
+    if (i + W <= n) {
+      vf v = activate<ACT>((load(x + i) - vh_) * va + vb, vs);
+      if (RES) v += load(residual + i);
+      store(y + i, v);
+      i += W;
+    }
   if (i < n && n >= W) {  // the last vector again, from where it is whole
     i = n - W;
     vf v = activate<ACT>((load(x + i) - vh_) * va + vb, vs);
@@ -117,35 +154,42 @@ static void line_forward(const T* x, const T* residual, T* y, int64_t n, float h
 
 // sums[0] += sum g', sums[1] += sum g' d
 template <class T, class G, int ACT>
-static void line_sums(const T* x, const G* g, int64_t n, float high, float a, float b, float slope, double* sums) {
+static void line_sums(const T* x, const G* g, const T* result, int64_t n, float high, float a, float b, float slope, double* sums) {
+  typedef Wide<T> V;
+  constexpr int N = kLanes<V>;
   const vf vh_ = splat(high), va = splat(a), vb = splat(b), vs = splat(slope);
+  const V wh = splat_as<V>(high), wa = splat_as<V>(a), wb = splat_as<V>(b), ws = splat_as<V>(slope);
   vd s0 = {}, s1 = {};
   int64_t i = 0;
   do {
-    vf p0 = {}, p1 = {}, q0 = {}, q1 = {};
+    V ps[2 * W / N] = {}, qs[2 * W / N] = {};
     for (int k = 0; k < 2 * kFlush && i + 2 * W <= n; ++k, i += 2 * W) {
-      vf d0 = load(x + i) - vh_, d1 = load(x + i + W) - vh_;
-      vf g0 = activation_gradient<ACT>(load(g + i), d0 * va + vb, vs);
-      vf g1 = activation_gradient<ACT>(load(g + i + W), d1 * va + vb, vs);
-      p0 += g0, p1 += g1;
-      q0 += g0 * d0, q1 += g1 * d1;
+      if (result) fetch<2 * W>(result + i);
+#pragma GCC unroll 2
+      for (int j = 0; j < 2 * W / N; ++j) {
+        const V d = take<V>(x + i + j * N) - wh, gg = activation_gradient<ACT>(take<V>(g + i + j * N), d * wa + wb, ws);
+        ps[j] += gg;
+        qs[j] += gg * d;
+      }
     }
+    vf p[2], q[2];
+    for (int j = 0; j < 2 * W / N; ++j) apart(ps[j], p + j * N / W), apart(qs[j], q + j * N / W);
     if (i + 2 * W > n) {
       if (i + W <= n) {
         const vf d = load(x + i) - vh_, gg = activation_gradient<ACT>(load(g + i), d * va + vb, vs);
-        p0 += gg;
-        q0 += gg * d;
+        p[0] += gg;
+        q[0] += gg * d;
         i += W;
       }
       if (i < n) {
         const vf d = last(x, n) - vh_, gg = activation_gradient<ACT>(last(g, n), d * va + vb, vs);
-        p1 += unmet(gg, i, n);
-        q1 += unmet(gg * d, i, n);
+        p[1] += unmet(gg, i, n);
+        q[1] += unmet(gg * d, i, n);
         i = n;
       }
     }
-    add_to(s0, p0 + p1);
-    add_to(s1, q0 + q1);
+    add_to(s0, p[0] + p[1]);
+    add_to(s1, q[0] + q[1]);
   } while (i < n);
   sums[0] += sum(s0);
   sums[1] += sum(s1);
@@ -154,14 +198,23 @@ static void line_sums(const T* x, const G* g, int64_t n, float high, float a, fl
 template <class T, class G, int ACT>
 static void line_backward(const T* x, const G* g, T* dx, int64_t n, float high, float a, float b, float slope, float p,
                           float q, float r) {
+  typedef Wide<T> V;
   const vf vh_ = splat(high), va = splat(a), vb = splat(b), vs = splat(slope), vp = splat(p), vq = splat(q), vr = splat(r);
+  const V wh = splat_as<V>(high), wa = splat_as<V>(a), wb = splat_as<V>(b), ws = splat_as<V>(slope);
+  const V wp = splat_as<V>(p), wq = splat_as<V>(q), wr = splat_as<V>(r);
   int64_t i = 0;
 #pragma GCC unroll 4
-  for (; i + W <= n; i += W) {
-    vf d = load(x + i) - vh_;
-    vf gg = activation_gradient<ACT>(load(g + i), d * va + vb, vs);
-    store(dx + i, gg * vp + (d * vq + vr));
+  for (; i + kLanes<V> <= n; i += kLanes<V>) {
+    const V d = take<V>(x + i) - wh, gg = activation_gradient<ACT>(take<V>(g + i), d * wa + wb, ws);
+    put_wide(dx + i, gg * wp + (d * wq + wr));
   }
+  if constexpr (kLanes<V> > W)
+    if (i + W <= n) {
+      vf d = load(x + i) - vh_;
+      vf gg = activation_gradient<ACT>(load(g + i), d * va + vb, vs);
+      store(dx + i, gg * vp + (d * vq + vr));
+      i += W;
+    }
   if (i < n && n >= W) {
     i = n - W;
     vf d = load(x + i) - vh_;

@@ -7,14 +7,15 @@ namespace KERNELS_ISA {
 
 struct Loops {
   int64_t size;  // bytes an element
-  void (*line_moments)(const void* x, int64_t n, double* mean, double* m2);
+  void (*line_moments)(const void* x, const void* result, int64_t n, double* mean, double* m2);
   void (*span_moments)(const void* x, int64_t rows, int64_t c, const float* shift, double* s1, double* s2);
   // [activation][residual given]
   void (*line_forward[4][2])(const void* x, const void* res, void* y, int64_t n, float high, float a, float b, float slope);
   void (*span_forward[4][2])(const void* x, const void* res, void* y, int64_t rows, int64_t c, const float* high,
                              const float* a, const float* b, float slope);
   // [activation][gradient is a folded float32 row]
-  void (*line_sums[4][2])(const void* x, const void* g, int64_t n, float high, float a, float b, float slope, double* sums);
+  void (*line_sums[4][2])(const void* x, const void* g, const void* result, int64_t n, float high, float a, float b,
+                          float slope, double* sums);
   void (*span_sums[4][2])(const void* x, const void* g, int64_t rows, int64_t c, const float* high, const float* a,
                           const float* b, float slope, double* s0, double* s1);
   void (*line_backward[4][2])(const void* x, const void* g, void* dx, int64_t n, float high, float a, float b, float slope,
@@ -31,7 +32,9 @@ struct Loops {
 
 template <class T>
 struct Untyped {
-  static void line_moments_(const void* x, int64_t n, double* mean, double* m2) { line_moments((const T*)x, n, mean, m2); }
+  static void line_moments_(const void* x, const void* result, int64_t n, double* mean, double* m2) {
+    line_moments((const T*)x, (const T*)result, n, mean, m2);
+  }
   static void span_moments_(const void* x, int64_t rows, int64_t c, const float* shift, double* s1, double* s2) {
     sum_span(rows, c, s1, s2, SpanMoments<T>{(const T*)x, c, shift});
   }
@@ -45,8 +48,9 @@ struct Untyped {
     map_span(rows, c, SpanForward<T, ACT, RES>{(const T*)x, (const T*)res, (T*)y, c, high, a, b, slope});
   }
   template <class G, int ACT>
-  static void line_sums_(const void* x, const void* g, int64_t n, float high, float a, float b, float slope, double* sums) {
-    line_sums<T, G, ACT>((const T*)x, (const G*)g, n, high, a, b, slope, sums);
+  static void line_sums_(const void* x, const void* g, const void* result, int64_t n, float high, float a, float b,
+                         float slope, double* sums) {
+    line_sums<T, G, ACT>((const T*)x, (const G*)g, (const T*)result, n, high, a, b, slope, sums);
   }
   template <class G, int ACT>
   static void span_sums_(const void* x, const void* g, int64_t rows, int64_t c, const float* high, const float* a,

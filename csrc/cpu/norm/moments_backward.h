@@ -17,12 +17,12 @@ struct MomentsBackward : Driver {
     float *high = work.floats(), *q = high + args.n * repeated_c, *r = q + args.n * repeated_c;
     for (int64_t plane = 0; plane < planes; ++plane) {
       const Group g = read_stats(plane);
-      const double slope = (double)args.grad_std[plane] * g.rstd / (n - 1);
+      const double slope = (double)quiet(args.grad_std[plane]) * g.rstd / (n - 1);
       for (int64_t j = 0; j < repeats; ++j) {
         const int64_t at = (plane / args.c) * repeated_c + j * args.c + plane % args.c;
         high[at] = g.high;
         q[at] = (float)slope;
-        r[at] = (float)((double)args.grad_mean[plane] / n - slope * g.low);
+        r[at] = (float)((double)quiet(args.grad_mean[plane]) / n - slope * g.low);
       }
     }
     const int64_t tasks = args.channels_last ? args.n * cut.chunks : planes * cut.chunks;

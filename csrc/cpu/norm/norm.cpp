@@ -54,7 +54,8 @@ struct Forward : Driver {
     if (plane_per_task(cut)) {
       run(parallel, planes, kGrain / positions, [&](int64_t b, int64_t e) {
         for (int64_t plane = b; plane < e; ++plane) {
-          const Group g = close(args, plane_moments(cut, plane));
+          const void* y = ask_ahead(cut) ? (const char*)args.y + plane * positions * loops.size : nullptr;
+          const Group g = close(args, plane_moments(cut, plane, y));
           write_stats(plane, g);
           for (int64_t k = cut.chunks - 1; k >= 0; --k) forward_lines(cut, by_rows, plane, cut.first(k), cut.last(k), g);
         }
@@ -169,8 +170,8 @@ struct Backward : Driver {
     coefficients(plane, g, &a, &b);
     const auto loop = loops.line_sums[args.activation][args.pad > 0];
     double s[2] = {0, 0};
-    each_unit(cut, plane, begin_unit, end_unit, 1, row, true, [&](const char* x_, const char* g_, char*, int64_t n) {
-      loop(x_, g_, n, g.high, a, b, args.slope, s);
+    each_unit(cut, plane, begin_unit, end_unit, 1, row, true, [&](const char* x_, const char* g_, char* dx, int64_t n) {
+      loop(x_, g_, ask_ahead(cut) ? dx : nullptr, n, g.high, a, b, args.slope, s);
     });
     sums[0] = s[0];
     sums[1] = (s[1] - (double)g.low * s[0]) * g.rstd;

@@ -27,39 +27,47 @@ static inline void fetch_ahead(const T* p) {
   __builtin_prefetch((const char*)p + 8192);
 }
 
-static inline void add_vector(double* out, vf v) {
-  vd t;
-  memcpy(&t, out, sizeof t);
-  add_to(t, v);
-  memcpy(out, &t, sizeof t);
-}
-
-// s0[channel] and s1[channel] += what f.template sum<R>(r, k, p, q) adds to p and q for the rows [r, r + R) of the W
-// channels from k on, or f.sum_first(r, k, m, p, q) for the m < W last channels of row r.
+// s0[channel] and s1[channel] += what f.template sum<R, V>(r, k, p, q) adds to p and q for the rows [r, r + R) of the
+// channels of a V from k on, or f.sum_first(r, k, m, p, q) for the m < W last channels of row r.
 template <class F>
 static inline void sum_span(int64_t rows, int64_t c, double* s0, double* s1, const F& f) {
   alignas(64) float p[kPanel], q[kPanel];
   for (int64_t k0 = 0; k0 < c; k0 += kPanel) {
-    const int64_t width = c - k0 < kPanel ? c - k0 : kPanel, whole = width / W * W;
+    typedef typename F::Vector V;
+    const int64_t width = c - k0 < kPanel ? c - k0 : kPanel;
+    const int64_t whole = width / W * W, wide = width / kLanes<V> * kLanes<V>;
     for (int64_t r0 = 0; r0 < rows; r0 += kFlushRows) {
       const int64_t end = r0 + kFlushRows < rows ? r0 + kFlushRows : rows;
       memset(p, 0, sizeof p);
       memset(q, 0, sizeof q);
-      const auto meet = [&](auto count, int64_t r) {
-        for (int64_t k = 0; k < whole; k += W) {
-          vf a = load(p + k), b = load(q + k);
-          f.template sum<decltype(count)::value>(r, k0 + k, a, b);
-          store(p + k, a);
-          store(q + k, b);
+      const auto vectors = [&](auto count, auto a, int64_t r, int64_t from, int64_t to) {
+        typedef decltype(a) U;
+        for (int64_t k = from; k < to; k += kLanes<U>) {
+          U b;
+          kept(p + k, a);
+          kept(q + k, b);
+          f.template sum<decltype(count)::value, U>(r, k0 + k, a, b);
+          keep(p + k, a);
+          keep(q + k, b);
         }
+      };
+      const auto meet = [&](auto count, int64_t r) {
+        vectors(count, V{}, r, 0, wide);
+        if constexpr (kLanes<V> > W) vectors(count, vf{}, r, wide, whole);
       };
       int64_t r = r0;
       for (; r + kSumRows <= end; r += kSumRows) meet(Count<kSumRows>{}, r);
       for (; r < end; ++r) meet(Count<1>{}, r);
-      for (int64_t k = 0; k < whole; k += W) {
-        add_vector(s0 + k0 + k, load(p + k));
-        add_vector(s1 + k0 + k, load(q + k));
-      }
+      const auto flush = [&](auto v, int64_t from, int64_t to) {
+        for (int64_t k = from; k < to; k += kLanes<decltype(v)>) {
+          kept(p + k, v);
+          add_elements(s0 + k0 + k, v);
+          kept(q + k, v);
+          add_elements(s1 + k0 + k, v);
+        }
+      };
+      flush(V{}, 0, wide);
+      if constexpr (kLanes<V> > W) flush(vf{}, wide, whole);
       if (whole == width) continue;
       vf a = {}, b = {};
       const int m = (int)(width - whole);
@@ -72,12 +80,16 @@ static inline void sum_span(int64_t rows, int64_t c, double* s0, double* s1, con
   }
 }
 
-// f.template map<R>(r, k) writes rows [r, r + R) of the W channels from k on, f.map_first(r, k, m) the m < W last ones.
+// f.template map<R, V>(r, k) writes rows [r, r + R) of the channels of a V from k on, f.map_first(r, k, m) the m < W last
+// ones.
 template <class F>
 static inline void map_span(int64_t rows, int64_t c, const F& f) {
-  const int64_t whole = c / W * W;
+  typedef typename F::Vector V;
+  const int64_t whole = c / W * W, wide = c / kLanes<V> * kLanes<V>;
   const auto meet = [&](auto count, int64_t r) {
-    for (int64_t k = 0; k < whole; k += W) f.template map<decltype(count)::value>(r, k);
+    for (int64_t k = 0; k < wide; k += kLanes<V>) f.template map<decltype(count)::value, V>(r, k);
+    if constexpr (kLanes<V> > W)
+      for (int64_t k = wide; k < whole; k += W) f.template map<decltype(count)::value, vf>(r, k);
     if (whole == c) return;
     for (int64_t i = r; i < r + decltype(count)::value; ++i) f.map_first(i, whole, (int)(c - whole));
   };
@@ -88,16 +100,17 @@ static inline void map_span(int64_t rows, int64_t c, const F& f) {
 
 template <class T>
 struct SpanMoments {  // sum (x - shift), sum (x - shift)^2
+  typedef Wide<T> Vector;
   const T* x;
   int64_t c;
   const float* shift;
-  template <int R>
-  void sum(int64_t r, int64_t k, vf& p, vf& q) const {
-    const vf s = load(shift + k);
+  template <int R, class V>
+  void sum(int64_t r, int64_t k, V& p, V& q) const {
+    const V s = take<V>(shift + k);
     const T* from = x + r * c + k;
     for (int j = 0; j < R; ++j) {
       fetch_ahead(from + j * c);
-      const vf d = load(from + j * c) - s;
+      const V d = take<V>(from + j * c) - s;
       p += d;
       q += d * d;
     }
@@ -111,19 +124,20 @@ struct SpanMoments {  // sum (x - shift), sum (x - shift)^2
 
 template <class T, int ACT, bool RES>
 struct SpanForward {
+  typedef Wide<T> Vector;
   const T *x, *residual;
   T* y;
   int64_t c;
   const float *high, *a, *b;
   float slope;
-  template <int R>
+  template <int R, class V>
   void map(int64_t r, int64_t k) const {
-    const vf vs = splat(slope), vh_ = load(high + k), va = load(a + k), vb = load(b + k);
+    const V vs = splat_as<V>(slope), vh_ = take<V>(high + k), va = take<V>(a + k), vb = take<V>(b + k);
     for (int j = 0; j < R; ++j) {
       const int64_t i = (r + j) * c + k;
-      vf v = activate<ACT>((load(x + i) - vh_) * va + vb, vs);
-      if (RES) v += load(residual + i);
-      store(y + i, v);
+      V v = activate<ACT>((take<V>(x + i) - vh_) * va + vb, vs);
+      if (RES) v += take<V>(residual + i);
+      put_wide(y + i, v);
     }
   }
   void map_first(int64_t r, int64_t k, int m) const {
@@ -137,19 +151,20 @@ struct SpanForward {
 
 template <class T, class G, int ACT>
 struct SpanSums {  // sum g', sum g' d
+  typedef Wide<T> Vector;
   const T* x;
   const G* g;
   int64_t c;
   const float *high, *a, *b;
   float slope;
-  template <int R>
-  void sum(int64_t r, int64_t k, vf& p, vf& q) const {
-    const vf vs = splat(slope), vh_ = load(high + k), va = load(a + k), vb = load(b + k);
+  template <int R, class V>
+  void sum(int64_t r, int64_t k, V& p, V& q) const {
+    const V vs = splat_as<V>(slope), vh_ = take<V>(high + k), va = take<V>(a + k), vb = take<V>(b + k);
     for (int j = 0; j < R; ++j) {
       const int64_t i = (r + j) * c + k;
       fetch_ahead(x + i);
       fetch_ahead(g + i);
-      const vf d = load(x + i) - vh_, gg = activation_gradient<ACT>(load(g + i), d * va + vb, vs);
+      const V d = take<V>(x + i) - vh_, gg = activation_gradient<ACT>(take<V>(g + i), d * va + vb, vs);
       p += gg;
       q += gg * d;
     }
@@ -165,20 +180,21 @@ struct SpanSums {  // sum g', sum g' d
 
 template <class T, class G, int ACT>
 struct SpanBackward {
+  typedef Wide<T> Vector;
   const T* x;
   const G* g;
   T* dx;
   int64_t c;
   const float *high, *a, *b, *p, *q, *r;
   float slope;
-  template <int R>
+  template <int R, class V>
   void map(int64_t row, int64_t k) const {
-    const vf vs = splat(slope), vh_ = load(high + k), va = load(a + k), vb = load(b + k);
-    const vf vp = load(p + k), vq = load(q + k), vr = load(r + k);
+    const V vs = splat_as<V>(slope), vh_ = take<V>(high + k), va = take<V>(a + k), vb = take<V>(b + k);
+    const V vp = take<V>(p + k), vq = take<V>(q + k), vr = take<V>(r + k);
     for (int j = 0; j < R; ++j) {
       const int64_t i = (row + j) * c + k;
-      const vf d = load(x + i) - vh_, gg = activation_gradient<ACT>(load(g + i), d * va + vb, vs);
-      store(dx + i, gg * vp + (d * vq + vr));
+      const V d = take<V>(x + i) - vh_, gg = activation_gradient<ACT>(take<V>(g + i), d * va + vb, vs);
+      put_wide(dx + i, gg * vp + (d * vq + vr));
     }
   }
   void map_first(int64_t row, int64_t k, int m) const {
@@ -192,16 +208,17 @@ struct SpanBackward {
 
 template <class T>
 struct SpanAffine {  // dx = d * q + r
+  typedef Wide<T> Vector;
   const T* x;
   T* dx;
   int64_t c;
   const float *high, *q, *r;
-  template <int R>
+  template <int R, class V>
   void map(int64_t row, int64_t k) const {
-    const vf vh_ = load(high + k), vq = load(q + k), vr = load(r + k);
+    const V vh_ = take<V>(high + k), vq = take<V>(q + k), vr = take<V>(r + k);
     for (int j = 0; j < R; ++j) {
       const int64_t i = (row + j) * c + k;
-      store(dx + i, (load(x + i) - vh_) * vq + vr);
+      put_wide(dx + i, (take<V>(x + i) - vh_) * vq + vr);
     }
   }
   void map_first(int64_t row, int64_t k, int m) const {

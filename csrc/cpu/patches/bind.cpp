@@ -10,7 +10,7 @@ struct Call {
 
 constexpr auto read_maps = [](auto& r, Call& c) {
   r.each(c.maps, [](auto& r, PatchMap& m) {
-    READ(m.map, m.rows, m.ids, m.n, m.c, m.p, m.w, m.sn, m.sc, m.sh, m.sw, m.dtype, m.unique, m.zero);
+    READ(m.map, m.rows, m.ids, m.n, m.c, m.p, m.positions, m.w, m.sn, m.sc, m.sh, m.sw, m.dtype, m.unique, m.zero);
   });
 };
 

@@ -10,18 +10,20 @@
 namespace KERNELS_ISA {
 namespace {
 
-constexpr int64_t kApart = 16;      // channels of a task when each stands in a plane of its own: a cache line of a row
-constexpr int64_t kTogether = 64;   // when they stand side by side
-constexpr int64_t kPatches = 256;   // of a gather task
+constexpr int64_t kLine = 64;         // bytes of a row that a task reads when each channel stands in a plane of its own
+constexpr int64_t kTogether = 64;     // channels of a task when they stand side by side
+constexpr int64_t kPatches = 256;     // of a gather task
 constexpr int64_t kElements = 8192;   // a thread should have at least so many to copy
 constexpr int64_t kFill = 1 << 18;  // bytes of a task that fills with zeros
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t size_of(const PatchMap& m) { return m.dtype == kFloat32 ? 4 : 2; }
-int64_t block(const PatchMap& m) { return m.sc == 1 ? kTogether : kApart; }
+int64_t block(const PatchMap& m) { return m.sc == 1 ? kTogether : kLine / size_of(m); }
 int64_t blocks(const PatchMap& m) { return divide_up(m.c, block(m)); }
 int64_t offset(const PatchMap& m, int64_t n, int64_t c, int64_t id) {
-  return n * m.sn + c * m.sc + (id / m.w) * m.sh + (id % m.w) * m.sw;
+  const int64_t first = n * m.sn + c * m.sc;
+  if (m.sh == m.w * m.sw) return first + id * m.sw;  // two divisions less
+  return first + (id / m.w) * m.sh + (id % m.w) * m.sw;
 }
 
 // Tasks of all maps in one row: per_map(map) of each; f(map index, task of that map).
@@ -56,10 +58,19 @@ void gather_task(const PatchMap& m, int64_t n, int64_t c0, int64_t p0) {
   }
 }
 
+// Whether every id is a position of the map. Here, because torch takes two launches and two reads for it: 10 us a map.
+bool within(const PatchMap& m) {
+  uint64_t most = 0;  // a negative one is larger than all
+  for (int64_t i = 0; i < m.p; ++i) most = (uint64_t)m.ids[i] > most ? (uint64_t)m.ids[i] : most;
+  return most < (uint64_t)m.positions;
+}
+
 int gather(const PatchesArgs& args, ParallelFor parallel) {
+  for (int64_t i = 0; i < args.count; ++i)
+    if (!within(args.maps[i])) return 2;
   const auto pieces = [](const PatchMap& m) { return divide_up(m.p, kPatches); };
   run_maps(
-      args, parallel, kElements / (kApart * kPatches), [&](const PatchMap& m) { return m.n * blocks(m) * pieces(m); },
+      args, parallel, kElements / (kLine / 4 * kPatches), [&](const PatchMap& m) { return m.n * blocks(m) * pieces(m); },
       [&](int64_t i, int64_t task) {
         const PatchMap& m = args.maps[i];
         const int64_t p0 = task % pieces(m) * kPatches;
@@ -153,7 +164,7 @@ int scatter(const PatchesArgs& args, ParallelFor parallel) {
         memset((char*)args.maps[i].map + at, 0, (size_t)(left < kFill ? left : kFill));
       });
   run_maps(
-      args, parallel, kElements / (kApart * kPatches), [](const PatchMap& m) { return m.n * blocks(m); },
+      args, parallel, kElements / (kLine / 4 * kPatches), [](const PatchMap& m) { return m.n * blocks(m); },
       [&](int64_t i, int64_t task) {
         const PatchMap& m = args.maps[i];
         const int64_t n = task / blocks(m), c0 = task % blocks(m) * block(m);

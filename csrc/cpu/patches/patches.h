@@ -7,8 +7,8 @@
 struct PatchMap {
   void* map;           // gather reads it, scatter writes it
   void* rows;          // (n, p, c), dense: gather writes them, scatter reads them
-  const int64_t* ids;  // (p), each within the map
-  int64_t n, c, p, w, sn, sc, sh, sw;
+  const int64_t* ids;  // (p); gather looks whether each is within the map, scatter gets those that it met
+  int64_t n, c, p, positions, w, sn, sc, sh, sw;
   int64_t dtype;   // of map and rows
   int64_t unique;  // scatter: no position twice among ids
   int64_t zero;    // scatter: bytes from `map` on to fill with zeros first; 0: the rows are added to what is there
@@ -19,7 +19,7 @@ struct PatchesArgs {
   int64_t count;
 };
 
-struct PatchesTable {  // one per instruction set; each returns 0, or 1 when scratch memory could not be had
+struct PatchesTable {  // one per instruction set; see common/binding.h for what each returns
   int (*gather)(const PatchesArgs&, ParallelFor);
   int (*scatter)(const PatchesArgs&, ParallelFor);
 };

@@ -33,44 +33,6 @@ static inline void put(T* p, float v) {
   *p = piece[0];
 }
 
-// Positions 0, 2, .. and 1, 3, .. of two registers that follow one another, and back.
-static inline void split(vf a, vf b, vf* even, vf* odd) {
-#if defined(__AVX512F__)
-  const __m512i pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  *even = (vf)_mm512_permutex2var_ps((__m512)a, pick, (__m512)b);
-  *odd = (vf)_mm512_permutex2var_ps((__m512)a, _mm512_add_epi32(pick, _mm512_set1_epi32(1)), (__m512)b);
-#elif defined(__AVX2__)
-  const __m256 e = _mm256_shuffle_ps((__m256)a, (__m256)b, 0x88), o = _mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd);
-  *even = (vf)_mm256_permute4x64_epi64((__m256i)e, 0xd8);
-  *odd = (vf)_mm256_permute4x64_epi64((__m256i)o, 0xd8);
-#else
-  for (int i = 0; i < W / 2; ++i) {
-    (*even)[i] = a[2 * i];
-    (*even)[i + W / 2] = b[2 * i];
-    (*odd)[i] = a[2 * i + 1];
-    (*odd)[i + W / 2] = b[2 * i + 1];
-  }
-#endif
-}
-static inline void merge(vf even, vf odd, vf* a, vf* b) {
-#if defined(__AVX512F__)
-  const __m512i pick = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  *a = (vf)_mm512_permutex2var_ps((__m512)even, pick, (__m512)odd);
-  *b = (vf)_mm512_permutex2var_ps((__m512)even, _mm512_add_epi32(pick, _mm512_set1_epi32(8)), (__m512)odd);
-#elif defined(__AVX2__)
-  const __m256 low = _mm256_unpacklo_ps((__m256)even, (__m256)odd), high = _mm256_unpackhi_ps((__m256)even, (__m256)odd);
-  *a = (vf)_mm256_permute2f128_ps(low, high, 0x20);
-  *b = (vf)_mm256_permute2f128_ps(low, high, 0x31);
-#else
-  for (int i = 0; i < W / 2; ++i) {
-    (*a)[2 * i] = even[i];
-    (*a)[2 * i + 1] = odd[i];
-    (*b)[2 * i] = even[i + W / 2];
-    (*b)[2 * i + 1] = odd[i + W / 2];
-  }
-#endif
-}
-
 // The regular groups of a row (see Taps in kernels/resample/taps.py): group g makes outputs low + g * phases + p.
 struct Columns {
   int64_t base, low, groups;
@@ -127,14 +89,14 @@ static inline void groups_at(const Rows<T>& rows, const Columns& c, int64_t g, i
     }
   }
   if (STEP == 2)
-    for (int o = 0; o < kPairs; ++o) split(in[2 * o], in[2 * o + 1], &in[2 * o], &in[2 * o + 1]);
+    for (int o = 0; o < kPairs; ++o) deinterleave(in[2 * o], in[2 * o + 1], in[2 * o], in[2 * o + 1]);
   vf sum[2] = {};
   for (int p = 0; p < PHASES; ++p)
     for (int o = 0; o < REACH; ++o)
       if (o >= c.begin[p] && o < c.end[p]) sum[p] += splat(c.weight[p][o]) * in[o];  // no 0 * inf
   T* to = y + c.low + g * PHASES;
   vf second = {};
-  if (PHASES == 2) merge(sum[0], sum[1], &sum[0], &second);
+  if (PHASES == 2) interleave(sum[0], sum[1], sum[0], second);
   if (WHOLE) {
     store(to, sum[0]);
     if (PHASES == 2) store(to + W, second);

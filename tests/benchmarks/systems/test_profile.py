@@ -68,7 +68,7 @@ CALLS = {
     "our norm, recorded": (lambda: torch.autograd.grad(kernels.instance_norm(LEAF), LEAF, X), {NORMS}),
     "paddings": (lambda: (F.pad(X, (1, 1, 1, 1), mode="reflect"), kernels.reflection_pad2d(X, 1)), {PADDING}),
     "resampling": (lambda: (kernels.blur_upsample(X), kernels.blur_downsample(X)), {RESAMPLE}),
-    "sampling": (lambda: kernels.sample_patches([X], ids=[PLACES]), {PATCHES, ARITHMETIC, FILLS}),
+    "sampling": (lambda: kernels.sample_patches([X], ids=[PLACES]), {PATCHES}),
     "a loss": (lambda: kernels.patch_nce_loss(ROWS, ROWS), {NCE, ARITHMETIC, COPIES, FILLS}),
     "activations": (lambda: F.leaky_relu(X).relu().tanh(), {ACTIVATIONS}),
     "copies": (

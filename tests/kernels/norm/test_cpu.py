@@ -195,6 +195,30 @@ def test_nan_and_infinity_stay_in_their_plane(isa, activation, channels_last):
     assert torch.isnan(grad[0, 2]).any() and torch.isfinite(grad[0, [0, 1, 3, 4]]).all()
 
 
+# Rounded like a number, the first becomes minus zero and the second zero in bfloat16.
+@LAYOUTS
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7F800001], ids=hex)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_nan_stays_one_whatever_its_bits(isa, dtype, bits, channels_last):
+    x = in_layout(make((2, 20, 9, 11))["x"].to(dtype), channels_last)
+    bad = torch.ones(20)
+    bad[3], bad[17] = torch.tensor([bits, bits], dtype=torch.int32).view(torch.float32)
+    where = torch.isnan(bad)
+    assert where.sum() == 2
+    for weight, bias in ((bad, None), (None, bad)):
+        w, b = (None if p is None else p.clone().requires_grad_() for p in (weight, bias))
+        x.requires_grad_()
+        y = kernels.instance_norm(x, w, b, impl="cpu")
+        assert torch.isnan(y[:, where]).all() and torch.isfinite(y[:, ~where]).all()
+        (grad,) = torch.autograd.grad(y.float().square().sum(), x)
+        assert torch.isnan(grad[:, where]).all() and torch.isfinite(grad[:, ~where]).all()
+        x = x.detach()
+    stats, g = launch_cpu.moments(x, 1, 1e-5), bad.expand(2, 20)
+    for pair in ((g, torch.ones_like(g)), (torch.ones_like(g), g)):
+        grad = launch_cpu.moments_backward(*pair, x, stats, 1)
+        assert torch.isnan(grad[:, where]).all() and torch.isfinite(grad[:, ~where]).all()
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 def test_activation_gradient_at_zero_is_torchs(isa, activation):
     x = torch.zeros(1, 2, 4, 4, requires_grad=True)
