@@ -31,7 +31,7 @@ DEVICES = {
 }
 REGISTER_FILE = 65536
 # To compile a room takes 5 to 13 seconds for each: the oldest and the most common by default, all by `pytest -m slow`.
-ARCHITECTURES = [pytest.param(arch, marks=() if arch in ("sm_80", "sm_90") else pytest.mark.slow) for arch in DEVICES]
+ARCHITECTURES = [pytest.param(arch, marks=() if arch == "sm_80" else pytest.mark.slow) for arch in DEVICES]
 RESERVED = 1024  # bytes of shared memory that the system takes of a block
 
 

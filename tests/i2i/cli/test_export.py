@@ -4,6 +4,7 @@ import argparse
 
 import onnx
 import onnxruntime
+import pytest
 import torch
 from support import golden
 from support.translators import filled
@@ -11,6 +12,7 @@ from support.translators import filled
 from i2i.cli.export import add_arguments, run
 
 
+@pytest.mark.slow  # the exporter takes it 15 s; tests/i2i/inference has a file for one size
 def test_a_file_for_any_size(tmp_path):
     weights, path = tmp_path / "latest_net_G.pth", tmp_path / "new/g.onnx"
     net = filled()

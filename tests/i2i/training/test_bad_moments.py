@@ -35,7 +35,14 @@ def limited():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "latest_net_G.pth", "pictures/step_0000003.png", "losses.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoint.pt",
+        "losses.csv",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("latest_net_G.pth", "pictures/step_0000003.png")),
+    ],
+)
 def test_a_full_disk_costs_no_checkpoint(tmp_path, limited, capsys, one_thread, name):
     run = tmp_path / "run"
     config = CUTConfig(**TINY | {"steps": 2, "save_every": 1, "sample_every": 1, "ngf": 2 if "png" in name else 4})

@@ -57,7 +57,9 @@ def check(cases: list[Case], arch: str) -> list[Kernel]:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("dtype, arch", [(BF16, "sm_80"), (FLOAT, "sm_90")], ids=str)
+@pytest.mark.parametrize(
+    "dtype, arch", [(BF16, "sm_80"), pytest.param(FLOAT, "sm_90", marks=pytest.mark.slow)], ids=str
+)
 def test_resources(arch, dtype):
     check([Case(dtype)], arch)
 
