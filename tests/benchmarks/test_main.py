@@ -115,6 +115,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, capsys):
     assert f"{file} is a file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_interrupted_extras_keep_the_rows(monkeypatch, tmp_path):
     """What is measured behind the rows, such as the curve of memory, may take long too."""
 

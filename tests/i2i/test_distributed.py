@@ -119,9 +119,8 @@ def losses(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize(
-    "method", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS if name != "cut")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SETTINGS)
 def test_two_processes_are_one_of_twice_the_batch(tmp_path, method, one_thread):
     words = ["--method", method, *TINY, *SETTINGS[method], "steps=3", "save_every=2"]
     printed = torchrun(*words, "--output", tmp_path / "two", "batch_size=1")

@@ -83,7 +83,8 @@ def test_torch_export(strict):
         check(got, want)
 
 
-@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [True, False])
 def test_torch_export_of_any_size(strict):
     names = list(CASES)
     module, tensors, _ = together(names)

@@ -48,7 +48,9 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("style", STYLES, ids=str)
-@pytest.mark.parametrize("system", CONFIGS)
+@pytest.mark.parametrize(
+    "system", ["CUT", "FastCUT", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if "," in name)]
+)
 def test_stock_networks_compute_the_published_step(system, style, monkeypatch):
     """In float64, where only a difference in what is computed can show. Ours takes the reference there."""
     monkeypatch.setattr(torch, "compile", lambda net, **_: net)  # the compiled style, uncompiled

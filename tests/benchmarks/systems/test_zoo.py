@@ -17,7 +17,9 @@ from i2i.methods import METHODS
 TINY = {"crop_size": 32, "generator": "resnet_6blocks", "ngf": 4, "ndf": 4, "num_patches": 16, "feature_width": 16}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("munit", "sincut") else ()) for name in METHODS]
+)
 def test_every_method_takes_a_step_on_its_batch_either_way(name):
     """Losses are those of the same network before any update, or after one of its discriminator: a learning rate of
     2e-4 leaves 1e-4 of rounding there at most."""

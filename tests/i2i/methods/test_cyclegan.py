@@ -187,7 +187,7 @@ def test_half_precision_goes_the_same_way(precision, alike):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("norm", ["instance", pytest.param("batch", marks=pytest.mark.slow)])
 def test_no_layout_copy_in_a_step(precision, norm, form):
     """No map or weight leaves the memory format of the run between the images and the updated parameters, the pool
     included."""

@@ -107,6 +107,7 @@ def test_a_signal_saves_and_ends(tmp_path, number, monkeypatch, capsys):
     check_stopped(run, capsys.readouterr().out)
 
 
+@pytest.mark.slow  # a process of its own; what the handler does is tested above
 def test_a_signal_from_outside_saves_and_ends(tmp_path):
     run, number = tmp_path / "run", signal.SIGTERM
     command = [sys.executable, "-m", "i2i", *arguments(output=run, steps=100_000)]

@@ -74,7 +74,7 @@ def test_resources_of_everything(arch, dtype):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("dtype", [BF16, HALF], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(HALF, marks=pytest.mark.slow)], ids=str)
 def test_16_bit_products_are_the_tensor_cores(dtype):
     """And what is read and written is so 16 bytes at a time: what is narrow are statistics and weights."""
     for kernel in check([Case(dtype)], "sm_90"):
