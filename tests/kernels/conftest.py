@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items):
         leave_to_slow(cases)
 
 
-MOST = 6  # of a test's cases in the interpreter
+MOST = 4  # of a test's cases in the interpreter
 
 
 def leave_to_slow(cases):
