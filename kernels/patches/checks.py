@@ -103,8 +103,8 @@ def as_ids(name: str, ids: object, x: Tensor) -> Tensor:
 
 
 def check_positions(name: str, ids: Tensor, x: Tensor) -> None:
-    """Every id is a position of x, a map on the CPU that the C++ operator is not asked to sample: that one looks
-    itself, also at what torch.compile traced."""
+    """Every id is a position of x, where x is on the CPU. The C++ operator looks itself, also at what torch.compile
+    traced: this is for those that do not, and where its names would be others."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and _guard.addressable(ids):
         check_range(name, ids, x)
 

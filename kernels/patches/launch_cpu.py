@@ -1,4 +1,5 @@
-"""Tensors to addresses and strides for the C++ operators (csrc/cpu/patches). No autograd, no argument checks."""
+"""Tensors to addresses and strides for the C++ operators (csrc/cpu/patches). No autograd; of the arguments, C++
+checks the positions."""
 
 from __future__ import annotations
 

@@ -326,7 +326,7 @@ def tap_patches(x: Tensor, ids: object, *, impl: str = "auto") -> tuple[Tensor, 
     check_map("x", x)
     at = as_ids("ids", ids, x)
     chosen = backends.choose(impl, x, at, names=("x", "ids"))
-    check_positions("ids", at, x)
+    check_positions("ids", at, x)  # here, for the C++ operator would call them ids[0]
     recorded = torch.is_grad_enabled() and x.requires_grad
     if chosen == "reference":
         return x.view_as(x) if recorded else x, reference.sample(x, at)

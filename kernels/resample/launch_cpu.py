@@ -45,6 +45,7 @@ def apply(x: Tensor, spec: Spec, channels_last: bool) -> Tensor:
         sn, sc, sh, sw = x.stride()
     # the arrays live at least as long as their name here, also when the cache is full
     arrays, addresses, size = _tables(spec)
+    # as `new_output` does, whose arithmetic is 2 of the 7 us of a tiny call
     order = torch.channels_last if channels_last else torch.contiguous_format
     y = torch.empty((n, c, *size), dtype=x.dtype, device=x.device, memory_format=order)
     if n and c:

@@ -138,7 +138,8 @@ const char* names(F read) {
 }
 
 // One call: reads its arguments, and runs f(args, parallel) without the GIL; f returns 0, 1 when scratch memory could not be
-// had, or 2 when a position lies outside its map. Call: the room's Args; or, where arguments come in groups, what owns these and makes the Args of them.
+// had, or 2 when a position lies outside its map. Call: the room's Args; or, where arguments come in groups, what owns
+// these and makes the Args of them.
 template <class Call, class Read, class Args>
 PyObject* call(PyObject* const* args, Py_ssize_t count, Read read, int (*f)(const Args&, ParallelFor)) {
   Reader r{args, count};

@@ -41,6 +41,18 @@ void run_maps(const PatchesArgs& args, ParallelFor parallel, int64_t grain, Coun
   });
 }
 
+// Whether every id is a position of its map. Here, because torch takes two launches and two reads for it: 10 us a map; and
+// in both directions, for arrays that share a tensor's memory can change it in between.
+bool within(const PatchesArgs& args) {
+  for (int64_t i = 0; i < args.count; ++i) {
+    const PatchMap& m = args.maps[i];
+    uint64_t most = 0;  // a negative one is larger than all
+    for (int64_t p = 0; p < m.p; ++p) most = (uint64_t)m.ids[p] > most ? (uint64_t)m.ids[p] : most;
+    if (most >= (uint64_t)m.positions) return false;
+  }
+  return true;
+}
+
 // ---- gather ---------------------------------------------------------------------------------------------------------
 
 template <class T>  // any type of the elements' size
@@ -58,16 +70,8 @@ void gather_task(const PatchMap& m, int64_t n, int64_t c0, int64_t p0) {
   }
 }
 
-// Whether every id is a position of the map. Here, because torch takes two launches and two reads for it: 10 us a map.
-bool within(const PatchMap& m) {
-  uint64_t most = 0;  // a negative one is larger than all
-  for (int64_t i = 0; i < m.p; ++i) most = (uint64_t)m.ids[i] > most ? (uint64_t)m.ids[i] : most;
-  return most < (uint64_t)m.positions;
-}
-
 int gather(const PatchesArgs& args, ParallelFor parallel) {
-  for (int64_t i = 0; i < args.count; ++i)
-    if (!within(args.maps[i])) return 2;
+  if (!within(args)) return 2;
   const auto pieces = [](const PatchMap& m) { return divide_up(m.p, kPatches); };
   run_maps(
       args, parallel, kElements / (kLine / 4 * kPatches), [&](const PatchMap& m) { return m.n * blocks(m) * pieces(m); },
@@ -139,6 +143,7 @@ void scatter_task(const PatchMap& m, const Chains& chains, int64_t n, int64_t c0
 }
 
 int scatter(const PatchesArgs& args, ParallelFor parallel) {
+  if (!within(args)) return 2;
   int64_t patches = 0, slots = 1;
   for (int64_t i = 0; i < args.count; ++i) {
     if (args.maps[i].unique) continue;

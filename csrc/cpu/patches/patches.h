@@ -7,7 +7,7 @@
 struct PatchMap {
   void* map;           // gather reads it, scatter writes it
   void* rows;          // (n, p, c), dense: gather writes them, scatter reads them
-  const int64_t* ids;  // (p); gather looks whether each is within the map, scatter gets those that it met
+  const int64_t* ids;  // (p); looked at before anything is read or written
   int64_t n, c, p, positions, w, sn, sc, sh, sw;
   int64_t dtype;   // of map and rows
   int64_t unique;  // scatter: no position twice among ids

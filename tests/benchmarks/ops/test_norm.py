@@ -13,8 +13,8 @@ from benchmarks.ops.norm_cases import OPERATORS, cases, make_inputs, necessary_b
 VOLUMES = "instance_norm_3d_leaky_relu"
 
 
-# The fused operators' own tests compute these; here their contestants differ from a neighbour's by the activation.
-LIKE_ANOTHER = ("instance_norm_relu", "instance_norm_leaky_relu", "adaptive_instance_norm_relu")
+# Their contestants differ from a neighbour's by the activation.
+LIKE_ANOTHER = ("instance_norm_relu", "instance_norm_leaky_relu")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 # Whose recordings hold what others' do, or take long.
 SLOW = {"cut, pooled", "cut, published order", "cut, monce", "cut, hdce", "cut, penalty", "cyclegan, bfloat16"}
 SLOW |= {"opgan, siamese apart", "munit, bfloat16", "stargan, classes", "pix2pix, penalty"}
-SLOW |= {"sincut", "cut", "cut, float16", "cut, past images", "cut, batch norm", "cyclegan, penalty"}
+SLOW |= {"cut", "cut, float16", "cut, past images", "cut, batch norm", "cyclegan, penalty"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 # Recordings, and graphs in each: of the variants that a method has (some come in nine steps only), and between calls of
 # the host.

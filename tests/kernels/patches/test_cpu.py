@@ -91,3 +91,15 @@ def test_many_repeats_over_a_large_map():
     (dx,) = launch_cpu.backward([grad], [ids], [layout_of(x)], False)
     want = torch.zeros(1, 2, 90000).index_add_(2, ids, grad.transpose(1, 2)).view_as(x)
     assert torch.equal(dx, want)
+
+
+@pytest.mark.parametrize("bad", [-1, 30, 1 << 40])
+def test_positions_that_change_before_the_backward_write_nothing(bad):
+    x, ids = torch.randn(1, 2, 6, 5, requires_grad=True), torch.tensor([3, 7])
+    shared = ids.numpy()  # autograd does not see what is written here
+    (patches,), _ = kernels.sample_patches([x], ids=[ids], impl="cpu")
+    passed, more = kernels.tap_patches(x, ids, impl="cpu")
+    shared[1] = bad
+    for result in (patches.sum(), passed.sum() + more.sum()):
+        with pytest.raises(IndexError, match="a position outside its map"):
+            result.backward()
